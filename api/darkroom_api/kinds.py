@@ -1,0 +1,66 @@
+"""The kinds of resources: one row per kind, from which CRDs, RBAC rules and the operator's watches follow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from darkroom_api.base import Model
+from darkroom_api.lora_training import LoraTrainingSpec
+from darkroom_api.status import TrainingStatus
+from darkroom_api.training import MUTABLE_FIELDS
+
+Column = dict[str, Any]
+
+_TRAINING_COLUMNS: tuple[Column, ...] = (
+    {"name": "Phase", "type": "string", "jsonPath": ".status.phase"},
+    {"name": "Epoch", "type": "integer", "jsonPath": ".status.progress.epoch"},
+    {
+        "name": "Progress",
+        "type": "integer",
+        "jsonPath": ".status.progress.percentage",
+        "description": "Per cent of the steps.",
+    },
+    {"name": "Loss", "type": "number", "jsonPath": ".status.progress.loss"},
+    {
+        "name": "ETA",
+        "type": "integer",
+        "jsonPath": ".status.progress.estimatedRemainingSeconds",
+        "description": "Seconds to the end.",
+    },
+    {"name": "Reason", "type": "string", "jsonPath": ".status.conditions[?(@.type=='Ready')].reason", "priority": 1},
+    {"name": "Output", "type": "string", "jsonPath": ".status.output", "priority": 1},
+    {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
+)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the API server must know of a kind."""
+
+    name: str
+    plural: str
+    short: str
+    description: str
+    spec: type[Model]
+    status: type[Model]
+    columns: tuple[Column, ...]
+    mutable_fields: frozenset[str] = field(default_factory=frozenset)
+
+    @property
+    def singular(self) -> str:
+        return self.name.lower()
+
+
+LORA_TRAINING = Kind(
+    name="LoraTraining",
+    plural="loratrainings",
+    short="lora",
+    description="Trains a LoRA on a set of pictures; each epoch's checkpoint and samples go to an S3 store.",
+    spec=LoraTrainingSpec,
+    status=TrainingStatus,
+    columns=_TRAINING_COLUMNS,
+    mutable_fields=MUTABLE_FIELDS,
+)
+
+KINDS: tuple[Kind, ...] = (LORA_TRAINING,)

@@ -1,0 +1,229 @@
+"""The part of the spec that every kind of training shares."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
+
+from darkroom_api.base import Model
+from darkroom_api.compute import Compute
+from darkroom_api.optimizers import AdamW, Optimizer
+from darkroom_api.schedules import Constant, Schedule
+from darkroom_api.storage import DNS_NAME, S3Uri, Storage
+
+Prompt = Annotated[str, Field(max_length=2000)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+
+
+class BaseModelSource(Model):
+    """The single-file checkpoint that training starts from."""
+
+    uri: S3Uri = Field(description="Address of the file (.safetensors), s3://BUCKET/KEY.")
+    family: Literal["SD15"] = Field(
+        default="SD15", description="Architecture. A file of another family is refused before anything is trained."
+    )
+    sha256: str | None = Field(
+        default=None,
+        pattern=r"^[0-9a-f]{64}$",
+        max_length=64,
+        description="SHA-256 of the file, in hexadecimal; another file is refused.",
+    )
+
+
+class DatasetSource(Model):
+    """The pictures: a TrainingDataset of this namespace or a prefix in kohya's layout."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="forbid",
+        frozen=True,
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {
+                    "rule": "has(self.name) != has(self.uri)",
+                    "message": "give either name or uri of the dataset, not both and not neither",
+                }
+            ]
+        },
+    )
+    name: str | None = Field(
+        default=None, min_length=1, max_length=253, pattern=DNS_NAME, description="Name of a TrainingDataset."
+    )
+    uri: S3Uri | None = Field(
+        default=None,
+        description="Prefix with folders named REPEATS_TRIGGER CLASS, such as '20_sks robot', "
+        "each with pictures and captions of the same name (.txt).",
+    )
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.name is None) == (self.uri is None):
+            raise ValueError("give either name or uri of the dataset, not both and not neither")
+        return self
+
+
+class Buckets(Model):
+    """Aspect-ratio buckets by kohya's rules: pictures keep their shape and are trained at about resolution² pixels."""
+
+    enabled: bool = Field(default=True, description="False crops every picture to a square.")
+    minimum: int = Field(default=256, ge=64, le=4096, description="Shortest side of a bucket in pixels.")
+    maximum: int = Field(default=1024, ge=64, le=4096, description="Longest side of a bucket in pixels.")
+    step: int = Field(default=64, ge=8, le=512, multiple_of=8, description="Sides are multiples of this many pixels.")
+    upscale: bool = Field(
+        default=True, description="False never enlarges a picture; its bucket then follows from its own size."
+    )
+
+
+class Objective(Model):
+    """What the loss weighs."""
+
+    min_snr_gamma: float | None = Field(
+        default=None,
+        gt=0,
+        le=100,
+        description="Clamps the loss weight of easy timesteps (Hang et al. 2023, arXiv 2303.09556). Default: off.",
+    )
+
+
+class Captions(Model):
+    """What happens to a caption each time it is shown."""
+
+    shuffle: bool = Field(default=False, description="Shuffle the comma-separated tags.")
+    keep_tokens: int = Field(
+        default=0, ge=0, le=255, description="Number of first tags that stay in place when shuffled."
+    )
+    dropout: float = Field(default=0.0, ge=0, le=1, description="Probability that the caption is shown empty.")
+
+
+class Training(Model):
+    """How long, how large and how fast."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="forbid",
+        frozen=True,
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {
+                    "rule": "!self.buckets.enabled || "
+                    "(self.buckets.minimum <= self.resolution && self.resolution <= self.buckets.maximum)",
+                    "message": "resolution must lie between buckets.minimum and buckets.maximum",
+                }
+            ]
+        },
+    )
+    epochs: int = Field(
+        default=10, ge=1, le=10_000, description="Passes over the dataset, repeats counted. Steps follow from this."
+    )
+    batch_size: int = Field(default=1, ge=1, le=256, description="Pictures per optimizer step.")
+    resolution: int = Field(
+        default=512,
+        ge=64,
+        le=4096,
+        multiple_of=8,
+        description="Side in pixels of the square whose area a bucket may fill.",
+    )
+    buckets: Buckets = Field(default_factory=Buckets, description="Aspect-ratio buckets.")
+    optimizer: Optimizer = Field(default_factory=AdamW, description="How weights are updated.")
+    schedule: Schedule = Field(default_factory=Constant, description="How the learning rate moves.")
+    objective: Objective = Field(default_factory=Objective, description="What the loss weighs.")
+    captions: Captions = Field(default_factory=Captions, description="Caption shuffling and dropout.")
+    precision: Literal["FP32", "BF16", "FP16"] = Field(
+        default="FP32", description="Arithmetic of the frozen base model; the trained weights are always FP32."
+    )
+    gradient_checkpointing: bool = Field(default=False, description="Compute activations twice to hold fewer of them.")
+    seed: Seed = Field(default=42, description="All randomness of the run follows from this number.")
+
+    @model_validator(mode="after")
+    def _resolution_within_buckets(self) -> Self:
+        if self.buckets.enabled and not self.buckets.minimum <= self.resolution <= self.buckets.maximum:
+            raise ValueError(
+                f"resolution {self.resolution} must lie between buckets.minimum {self.buckets.minimum} "
+                f"and buckets.maximum {self.buckets.maximum}"
+            )
+        return self
+
+
+class Checkpoints(Model):
+    """What is kept of the run."""
+
+    every_epochs: int = Field(
+        default=1, ge=1, le=10_000, description="Epochs between two checkpoints; the last epoch always has one."
+    )
+    precision: Literal["FP32", "FP16", "BF16"] = Field(
+        default="FP16", description="Number format of the written weights."
+    )
+    state_every_seconds: int = Field(
+        default=300,
+        ge=1,
+        le=86_400,
+        description="Seconds between two saves of the resume state; every epoch and every stop saves it as well.",
+    )
+
+
+class Samples(Model):
+    """Pictures painted before training and after epochs, with the same noise each time."""
+
+    prompts: list[Prompt] = Field(
+        default_factory=list, max_length=16, description="One picture per prompt and seed. Empty: no samples."
+    )
+    negative_prompt: Prompt = Field(default="", description="What the pictures should not show.")
+    seeds: list[Seed] = Field(
+        default_factory=lambda: [1], min_length=1, max_length=16, description="Seeds of the initial noise."
+    )
+    every_epochs: int = Field(default=1, ge=1, le=10_000, description="Epochs between two sets of samples.")
+    steps: int = Field(default=20, ge=1, le=200, description="Denoising steps.")
+    guidance_scale: float = Field(default=7.0, ge=1, le=30, description="Strength of classifier-free guidance.")
+    width: int | None = Field(
+        default=None, ge=64, le=4096, multiple_of=8, description="Width in pixels. Default: training.resolution."
+    )
+    height: int | None = Field(
+        default=None, ge=64, le=4096, multiple_of=8, description="Height in pixels. Default: training.resolution."
+    )
+
+
+class Output(Model):
+    """Where results go."""
+
+    uri: S3Uri = Field(description="Prefix; the run writes below PREFIX/NAME-RUN, never elsewhere.")
+
+
+class TrainingSpec(Model):
+    """The fields that every kind of training has."""
+
+    base_model: BaseModelSource = Field(description="What training starts from.")
+    dataset: DatasetSource = Field(description="The pictures.")
+    training: Training = Field(default_factory=Training, description="How long, how large and how fast.")
+    checkpoints: Checkpoints = Field(default_factory=Checkpoints, description="What is kept of the run.")
+    samples: Samples = Field(default_factory=Samples, description="Pictures painted before training and after epochs.")
+    output: Output = Field(description="Where results go.")
+    storage: Storage = Field(default_factory=Storage, description="The store that every s3:// address means.")
+    compute: Compute = Field(default_factory=Compute, description="Node resources of the pod.")
+    suspend: bool = Field(
+        default=False,
+        description="True stops the pod after saving its state; false goes on exactly there. May be changed.",
+    )
+    backoff_limit: int = Field(
+        default=3, ge=0, le=100, description="Retries after failures that a retry may mend. May be changed."
+    )
+    active_deadline_seconds: int | None = Field(
+        default=None,
+        ge=1,
+        le=31_536_000,
+        description="Longest time the run may be active. May be changed. Default: none.",
+    )
+    ttl_seconds_after_finished: int | None = Field(
+        default=None,
+        ge=0,
+        le=31_536_000,
+        description="Seconds after which the finished Job and its pods are deleted; checkpoints stay. May be changed. "
+        "Default: never.",
+    )
+
+
+MUTABLE_FIELDS = frozenset({"suspend", "backoffLimit", "activeDeadlineSeconds", "ttlSecondsAfterFinished"})
+"""Fields of a training's spec that may change after creation, by their names on the wire."""
