@@ -1,1 +1,1 @@
-
+"""What runs in the pod: fetch, inspect, train, publish. Imports the API; never kopf, never kubernetes."""
