@@ -24,6 +24,9 @@ _KEPT: Final = frozenset(
 )
 
 
+_TAG_DESCRIPTION: Final = "Which of the choices."
+
+
 def structural_schema(model: type[BaseModel]) -> Schema:
     """Return the structural schema of a model.
 
@@ -44,7 +47,7 @@ def _lower(node: Schema, defs: dict[str, Schema]) -> Schema:
     if lowered.get("default", 0) is None:
         del lowered["default"]
     if "const" in node:
-        lowered["enum"] = [node["const"]]
+        lowered = {"description": _TAG_DESCRIPTION, **lowered, "enum": [node["const"]]}
     for bound, flag in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
         if flag in lowered:
             lowered[bound], lowered[flag] = lowered[flag], True
@@ -109,7 +112,7 @@ def _lower_union(node: Schema, defs: dict[str, Schema]) -> Schema:
         if len(of) < len(members):
             # A default would put the field into objects of the other types. The models fill it in after reading.
             properties[name].pop("default", None)
-    tag_schema: Schema = {"type": "string", "enum": list(members), "description": "Which of the choices."}
+    tag_schema: Schema = {"type": "string", "enum": list(members), "description": _TAG_DESCRIPTION}
     if DEFAULT_TYPE in node:
         tag_schema["default"] = node[DEFAULT_TYPE]
     lowered: Schema = {"type": "object", **_described(node), "properties": {tag: tag_schema, **properties}}

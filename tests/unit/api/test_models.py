@@ -1,0 +1,77 @@
+"""The models of the spec and the messages that their refusals give."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from darkroom_api.base import explain
+from darkroom_api.lora_training import LoraTrainingSpec
+from darkroom_api.uris import S3Location, parse_s3
+
+MINIMAL: dict[str, Any] = {
+    "baseModel": {"uri": "s3://models/base.safetensors"},
+    "dataset": {"uri": "s3://studio/pictures"},
+    "output": {"uri": "s3://studio/loras"},
+}
+
+
+def refusal(**changes: Any) -> str:
+    with pytest.raises(ValidationError) as caught:
+        LoraTrainingSpec.model_validate(MINIMAL | changes)
+    return explain(caught.value, "spec")
+
+
+def test_minimal_spec_has_sensible_defaults() -> None:
+    spec = LoraTrainingSpec.model_validate(MINIMAL)
+    assert (spec.training.epochs, spec.training.batch_size, spec.network.rank) == (10, 1, 16)
+    assert spec.training.optimizer.type == "AdamW"
+
+
+def test_spec_survives_its_own_json() -> None:
+    spec = LoraTrainingSpec.model_validate(MINIMAL)
+    assert LoraTrainingSpec.model_validate_json(spec.model_dump_json(by_alias=True)) == spec
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"network": {"rank": 0}}, "spec.network.rank: 0: Input should be greater than or equal to 1"),
+        ({"dataset": {"uri": "s3://abc/d", "name": "d"}}, "spec.dataset: Value error, give either name or uri"),
+        ({"dataset": {}}, "spec.dataset: Value error, give either name or uri"),
+        ({"output": {"uri": "ftp://x"}}, "spec.output.uri: 'ftp://x': String should match pattern"),
+        ({"output": {"uri": "s3://bucket/../up"}}, "spec.output.uri: 's3://bucket/../up': Value error, object key"),
+        ({"colour": "red"}, "spec.colour: 'red': Extra inputs are not permitted"),
+        (
+            {"training": {"optimizer": {"type": "AdamW", "beta2Decay": -0.5}}},
+            "spec.training.optimizer.AdamW.beta2Decay",
+        ),
+        ({"training": {"resolution": 2048}}, "resolution 2048 must lie between"),
+    ],
+)
+def test_refusal_tells_path_given_and_allowed(changes: dict[str, Any], told: str) -> None:
+    assert told in refusal(**changes)
+
+
+def test_all_problems_are_told_at_once() -> None:
+    assert len(refusal(network={"rank": 0}, output={"uri": "nowhere"}, suspend="maybe").splitlines()) == 3
+
+
+def test_s3_uri_is_taken_apart() -> None:
+    assert parse_s3("s3://studio/anna/raw/") == S3Location("studio", "anna/raw")
+    assert str(parse_s3("s3://studio").join("a", "", "b")) == "s3://studio/a/b"
+
+
+@given(st.text(max_size=80))
+def test_no_key_that_leaves_its_folder_is_ever_accepted(key: str) -> None:
+    try:
+        location = parse_s3(f"s3://bucket/{key}")
+    except ValueError:
+        return
+    assert ".." not in location.key.split("/")
+    assert "\\" not in location.key
+    assert not location.key.startswith("/")
