@@ -15,6 +15,12 @@ LOCK = $(VENV)/bin/uv pip compile -q --generate-hashes --no-emit-index-url --no-
 export OMP_NUM_THREADS ?= 1
 export PYTHONUNBUFFERED = 1
 
+# uv does not read pip's configuration: a package index set for pip is handed on.
+INDEX := $(or $(UV_DEFAULT_INDEX),$(PIP_INDEX_URL),$(shell python3 -m pip config get global.index-url 2>/dev/null))
+ifneq ($(INDEX),)
+export UV_DEFAULT_INDEX := $(INDEX)
+endif
+
 ##@ Use
 
 .PHONY: help
