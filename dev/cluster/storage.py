@@ -1,0 +1,167 @@
+"""An S3 server: SeaweedFS, which a Python package brings as one program and which starts in under a second.
+
+The full cluster runs one on the bridge's address; a test takes an `ObjectStore` of its own on loopback.
+"""
+
+from __future__ import annotations
+
+import http.client
+import secrets
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+from dev.cluster import binaries
+from dev.cluster.paths import cache_directory
+from dev.cluster.ports import free_ports
+from dev.cluster.processes import Record, Supervisor
+from dev.cluster.waiting import wait_for
+
+REGION = "us-east-1"
+HELPER_PORTS = ("master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "admin", "admin.grpc", "grpc")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """How to reach a store, from a test, from a pod or from a command line."""
+
+    url: str
+    access_key: str
+    secret_key: str
+    region: str = REGION
+
+    def environment(self) -> dict[str, str]:
+        """Return what every S3 client understands."""
+        return {
+            "AWS_ENDPOINT_URL_S3": self.url,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_DEFAULT_REGION": self.region,
+        }
+
+    def as_dict(self) -> dict[str, str]:
+        return asdict(self)
+
+
+def new_endpoint(address: str, port: int) -> Endpoint:
+    """Return an endpoint with fresh credentials."""
+    return Endpoint(f"http://{address}:{port}", f"AK{secrets.token_hex(9).upper()}", secrets.token_urlsafe(30))
+
+
+def command(
+    program: Path, *, address: str, port: int, data: Path, sockets: Path, buckets: tuple[str, ...]
+) -> list[str]:
+    """Return the server's command line.
+
+    A busy port would silently become the next one, and it opens nine besides the one that is asked for: all are chosen
+    here. Uploading to a bucket that does not exist is an error, as it is elsewhere.
+    """
+    ports = dict(zip(HELPER_PORTS, free_ports(len(HELPER_PORTS), address), strict=True))
+    return [
+        str(program),
+        "-logtostderr=true",
+        "mini",
+        f"-dir={data}",
+        f"-ip={address}",
+        f"-ip.bind={address}",
+        *([f"-bucket={','.join(buckets)}"] if buckets else []),
+        "-admin.ui=false",
+        "-webdav=false",
+        "-master.telemetry=false",
+        f"-s3.port={port}",
+        f"-s3.port.grpc={ports['grpc']}",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        "-s3.autoCreateBucket=false",
+        f"-s3.localSocket={sockets / f's3-{port}.sock'}",
+        f"-filer.localSocket={sockets / f'filer-{port}.sock'}",
+        *(
+            f"-{part}.port{suffix}={ports[part + suffix]}"
+            for part in ("master", "volume", "filer", "admin")
+            for suffix in ("", ".grpc")
+        ),
+    ]
+
+
+def is_healthy(url: str) -> bool:
+    """Tell whether an S3 server answers there; any status will do, since an anonymous request may be refused."""
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname or "", parts.port, timeout=2)
+    try:
+        connection.request("GET", "/")
+        return connection.getresponse().status < 500
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def start(
+    supervisor: Supervisor, endpoint: Endpoint, *, data: Path, sockets: Path, buckets: tuple[str, ...] = ()
+) -> Record:
+    """Start the server at exactly this endpoint and return when it answers."""
+    parts = urlsplit(endpoint.url)
+    assert parts.hostname is not None, "an endpoint made by new_endpoint"
+    assert parts.port is not None, "an endpoint made by new_endpoint"
+    data.mkdir(parents=True, exist_ok=True)
+    sockets.mkdir(parents=True, exist_ok=True)
+    argv = command(
+        binaries.weed(), address=parts.hostname, port=parts.port, data=data, sockets=sockets, buckets=buckets
+    )
+    record = supervisor.start("seaweedfs", argv, environment=endpoint.environment())
+    wait_for(
+        lambda: is_healthy(endpoint.url),
+        f"S3 answers at {endpoint.url}",
+        timeout=60,
+        pause=0.05,
+        check=lambda: supervisor.check(record),
+    )
+    return record
+
+
+class ObjectStore:
+    """An S3 server on loopback for the time of a `with` block; it is killed with this process, however that ends.
+
+    `stop` and `start` in between make the store go away and come back at the same address with the same objects.
+    """
+
+    def __init__(self, *, buckets: tuple[str, ...] = ()) -> None:
+        self._buckets = buckets
+        self._directory = cache_directory() / "stores"
+        self._supervisor: Supervisor | None = None
+        self.endpoint = new_endpoint("127.0.0.1", free_ports(1)[0])
+
+    def __enter__(self) -> Self:
+        parent = cache_directory() / "stores"
+        parent.mkdir(parents=True, exist_ok=True)
+        self._directory = Path(tempfile.mkdtemp(dir=parent))
+        self._supervisor = Supervisor(self._directory / "processes", self._directory / "logs", tied=True)
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def start(self) -> None:
+        """Start the server; what it held before is still there."""
+        assert self._supervisor is not None, "only inside the with block"
+        data, sockets = self._directory / "data", self._directory / "sockets"
+        start(self._supervisor, self.endpoint, data=data, sockets=sockets, buckets=self._buckets)
+
+    def stop(self) -> None:
+        """Take the server away, as an outage would; its objects stay."""
+        assert self._supervisor is not None, "only inside the with block"
+        self._supervisor.stop_all(grace=5.0)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._supervisor is not None:
+            self._supervisor.stop_all(grace=0.0)
+            shutil.rmtree(self._directory, ignore_errors=True)
