@@ -132,7 +132,9 @@ def _union_rules(tag: str, members: dict[str, Schema], *, owners: dict[str, list
     rules = [
         {
             "rule": f"!has(self.{name}) || self.{tag} in {of!r}",
-            "message": f"{name} is only for {tag} {' or '.join(of)}",
+            "message": (told := f"{name} is only for {tag} {' or '.join(of)}"),
+            "messageExpression": f"'{told}; {tag} is ' + self.{tag}",
+            "fieldPath": f".{name}",
         }
         for name, of in owners.items()
         if len(of) < len(members)

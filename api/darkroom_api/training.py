@@ -109,7 +109,8 @@ class Training(Model):
         json_schema_extra={
             "x-kubernetes-validations": [
                 {
-                    "rule": "!self.buckets.enabled || "
+                    # The server checks the rule against this object's own default {} before it fills in buckets.
+                    "rule": "!has(self.buckets) || !self.buckets.enabled || "
                     "(self.buckets.minimum <= self.resolution && self.resolution <= self.buckets.maximum)",
                     "message": "resolution must lie between buckets.minimum and buckets.maximum",
                 }
@@ -173,7 +174,10 @@ class Samples(Model):
     )
     negative_prompt: Prompt = Field(default="", description="What the pictures should not show.")
     seeds: list[Seed] = Field(
-        default_factory=lambda: [1], min_length=1, max_length=16, description="Seeds of the initial noise."
+        default_factory=lambda: [1],
+        min_length=1,
+        max_length=16,
+        description="Seeds of the initial noise. Default: [1].",
     )
     every_epochs: int = Field(default=1, ge=1, le=10_000, description="Epochs between two sets of samples.")
     steps: int = Field(default=20, ge=1, le=200, description="Denoising steps.")
