@@ -67,6 +67,13 @@ class Failure(Model):
     pod: str | None = Field(default=None, max_length=253, description="Name of the pod, for its log.")
 
 
+class AttemptStatus(Model):
+    """The newest pod that a node took over; a replacement that is older was counted before."""
+
+    pod: str = Field(max_length=253, description="Name of the pod, for its log.")
+    created: datetime = Field(description="When the pod was created.")
+
+
 class ProgressStatus(Model):
     """Live progress, at most a few seconds old."""
 
@@ -112,6 +119,7 @@ class TrainingStatus(Model):
     start_time: datetime | None = Field(default=None, description="When the first pod began to run.")
     completion_time: datetime | None = Field(default=None, description="When the run reached its end.")
     attempts: int = Field(default=0, description="Pods that have been started for this run.")
+    last_attempt: AttemptStatus | None = Field(default=None, description="The newest of these pods.")
     job_name: str | None = Field(default=None, max_length=63, description="Name of the Job.")
     failure: Failure | None = Field(default=None, description="Why the run failed, or why its last attempt did.")
     plan: Plan | None = Field(default=None, description="What the dataset turned out to mean in steps.")
