@@ -1,0 +1,162 @@
+"""Brings a run's inputs onto the scratch volume: the base model and the pictures.
+
+What the names mean (repeats, captions, families) is for others to judge; here a name is only made safe.
+"""
+
+from __future__ import annotations
+
+import threading
+import unicodedata
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+from darkroom_api.failures import FailureReason
+from darkroom_api.training import BaseModelSource
+from darkroom_api.uris import S3Location, check_key, parse_s3
+from darkroom_trainer.errors import RunError
+from darkroom_trainer.store import SPARE_DISK_BYTES, ChecksumError, OnProgress, Store, StoredObject, free_bytes
+
+MAXIMUM_FILES: Final = 500_000
+"""A dataset prefix with more objects is taken for a mistake, such as a bucket's root."""
+MAXIMUM_FILE_BYTES: Final = 2**30
+"""The largest photo formats stay below this; a longer object in a dataset is a mistake too."""
+_PARALLEL: Final = 8
+
+
+def fetch_base_model(
+    store: Store, source: BaseModelSource, directory: Path, *, on_progress: OnProgress | None = None
+) -> Path:
+    """Download the base model and return its path.
+
+    Raises:
+        RunError: There is no such object, or it is not the file whose SHA-256 the spec gives.
+    """
+    location = parse_s3(source.uri)
+    if not location.key:
+        raise RunError(
+            FailureReason.INVALID_SPEC, f"spec.baseModel.uri: {source.uri!r} names a bucket; give s3://BUCKET/KEY"
+        )
+    path = directory / location.key.rpartition("/")[2]
+    try:
+        store.download(location, path, sha256=source.sha256, on_progress=on_progress)
+    except ChecksumError as error:
+        raise RunError(
+            FailureReason.MODEL_REJECTED,
+            f"spec.baseModel.sha256: {error.expected} is given, but {location} has {error.got}",
+            advice="Correct baseModel.sha256, or put the file it belongs to at baseModel.uri.",
+        ) from error
+    except RunError as error:
+        raise RunError(error.reason, f"spec.baseModel.uri: {error.message}", advice=error.advice) from error
+    return path
+
+
+def fetch_dataset(
+    store: Store, location: S3Location, directory: Path, *, on_progress: OnProgress | None = None
+) -> Path:
+    """Mirror everything below a prefix into a directory and return the directory.
+
+    Raises:
+        RunError: There is nothing, or names or sizes are such that a mirror would be wrong.
+    """
+    try:
+        objects = [found for found in store.list(location) if not found.key.endswith("/")]
+        files = check_files(objects, location, free=free_bytes(directory))
+        _download_all(store, location, {name: directory / name for name in files}, _Sum(files, on_progress))
+    except RunError as error:
+        raise RunError(error.reason, f"spec.dataset.uri: {error.message}", advice=error.advice) from error
+    return directory
+
+
+def check_files(objects: Sequence[StoredObject], location: S3Location, *, free: int) -> dict[str, int]:
+    """Return names below the prefix and sizes, if they can be files of one directory.
+
+    Args:
+        objects: What the prefix holds, directory markers left out.
+        location: The prefix.
+        free: Bytes that the scratch volume has left.
+
+    Raises:
+        RunError: Why they cannot.
+    """
+    if not objects:
+        raise RunError(
+            FailureReason.NOT_FOUND,
+            f"{location}: there is no object below this prefix",
+            advice="Put folders named 'REPEATS_TRIGGER CLASS' with pictures below dataset.uri, or correct it.",
+        )
+    if len(objects) > MAXIMUM_FILES:
+        raise _rejected(f"{location}: {len(objects)} objects; at most {MAXIMUM_FILES} are allowed")
+    skip = len(location.key) + 1 if location.key else 0
+    files = {found.key[skip:]: found.size for found in objects}
+    _check_names(files, location)
+    for name, size in files.items():
+        if size > MAXIMUM_FILE_BYTES:
+            raise _rejected(f"{location.join(name)}: {size} bytes; at most {MAXIMUM_FILE_BYTES} are allowed")
+    if (total := sum(files.values())) + SPARE_DISK_BYTES > free:
+        raise RunError(
+            FailureReason.DATASET_REJECTED,
+            f"{location}: {total} bytes, but only {free} are free on the pod's scratch volume",
+            advice="Raise compute.scratchSize, or point dataset.uri at the pictures alone.",
+        )
+    return files
+
+
+def _check_names(names: dict[str, int], location: S3Location) -> None:
+    seen: dict[str, str] = {}
+    folders = {name[:end] for name in names for end, character in enumerate(name) if character == "/"}
+    for name in names:
+        try:
+            check_key(name)
+        except ValueError as error:
+            raise _rejected(f"{location}: {error}") from error
+        if any(part in {"", "."} for part in name.split("/")):
+            raise _rejected(f"{location}: object key {name!r} is not allowed: a part between slashes is empty or '.'")
+        if name in folders:
+            raise _rejected(f"{location}: {name!r} is both an object and the folder of others")
+        # Twins would be one file on a disk that folds case or composes accents: a caption of the wrong picture.
+        folded = unicodedata.normalize("NFC", name).casefold()
+        if (twin := seen.setdefault(folded, name)) != name:
+            raise _rejected(f"{location}: {twin!r} and {name!r} differ only in case or accents' encoding")
+
+
+def _rejected(message: str) -> RunError:
+    return RunError(
+        FailureReason.DATASET_REJECTED, message, advice="Rename or remove the objects named in the message."
+    )
+
+
+class _Sum:
+    """Adds the progress of many files up to one."""
+
+    def __init__(self, files: dict[str, int], on_progress: OnProgress | None) -> None:
+        self._total, self._on_progress = sum(files.values()), on_progress
+        self._done: dict[str, int] = {}
+        self._sum = 0
+        self._lock = threading.Lock()
+
+    def of(self, name: str) -> OnProgress:
+        def progressed(done: int, _total: int) -> None:
+            with self._lock:
+                self._sum += done - self._done.get(name, 0)
+                self._done[name] = done
+                reached = self._sum
+            if self._on_progress:
+                self._on_progress(reached, self._total)
+
+        return progressed
+
+
+def _download_all(store: Store, location: S3Location, paths: dict[str, Path], progress: _Sum) -> None:
+    with ThreadPoolExecutor(_PARALLEL, "fetch") as pool:
+        futures = [
+            pool.submit(store.download, location.join(name), path, on_progress=progress.of(name))
+            for name, path in paths.items()
+        ]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
