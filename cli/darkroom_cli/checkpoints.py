@@ -1,0 +1,49 @@
+"""``kubectl darkroom checkpoints``: the epochs of a training, and whether each really lies in the store."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from darkroom_api.status import CheckpointStatus
+from darkroom_api.uris import S3Location, parse_s3
+from darkroom_cli.resources import Training
+from darkroom_cli.store import Store
+from darkroom_cli.text import size_text
+
+
+def checkpoints(training: Training, *, store: Store | None, console: Console) -> int:
+    """Print the checkpoints as a table; with a store verify each. Return 1 if one is missing or differs."""
+    records = training.status.checkpoints
+    if not records:
+        console.print(f"{training.reference} has no checkpoint yet", highlight=False)
+        return 0
+    found = [verdict(record, store) if store else "" for record in records]
+    titles = ["EPOCH", "STEP", "SIZE", *(["IN THE STORE"] if store else []), "URI"]
+    table = Table(*titles, box=None, pad_edge=False, header_style="")
+    for record, state in zip(records, found, strict=True):
+        cells = [str(record.epoch), str(record.step), size_text(record.size_bytes), *([state] if store else [])]
+        table.add_row(*cells, record.uri)
+    table.columns[-1].no_wrap = True
+    table.columns[-1].overflow = "fold"
+    console.print(table, highlight=False, soft_wrap=True)
+    return 1 if store and any(state != "verified" for state in found) else 0
+
+
+def verdict(record: CheckpointStatus, store: Store) -> str:
+    """Say whether a checkpoint lies in the store as the status and its manifest say: size, hash and presence.
+
+    The hash is compared with the manifest's, which was computed before the upload; the file itself is not downloaded.
+    """
+    location = parse_s3(record.uri)
+    folder, _, name = location.key.rpartition("/")
+    manifest = store.manifest(S3Location(location.bucket, folder))
+    if manifest is None:
+        return "no manifest"
+    vouched = next((file for file in manifest.files if file.name == name), None)
+    if vouched is None or (vouched.sha256, vouched.size_bytes) != (record.sha256, record.size_bytes):
+        return "manifest differs"
+    size = store.size(location)
+    if size is None:
+        return "missing"
+    return "verified" if size == record.size_bytes else f"size differs: {size_text(size)}"

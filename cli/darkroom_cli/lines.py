@@ -1,0 +1,101 @@
+"""What ``watch`` tells a person: pure functions from one state of a training, or two, to lines of text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from darkroom_api.status import CheckpointStatus, ConditionType, Phase, ProgressStatus, TrainingStatus
+from darkroom_cli.text import duration_text, size_text
+
+PERCENT_BETWEEN_LINES = 5
+"""Where no live bar is drawn, a line is printed each time the progress has grown by this much."""
+
+
+def state_text(status: TrainingStatus, *, epochs: int) -> str:
+    """Return the state in one line: stage, epoch, step, loss, speed, time to the end."""
+    progress = status.progress
+    if status.phase is not Phase.RUNNING or progress is None:
+        return " ".join(filter(None, (str(status.phase or "Pending"), waiting_text(status))))
+    return "  ".join(_progress_parts(progress, epochs=epochs))
+
+
+def waiting_text(status: TrainingStatus) -> str:
+    """Return why nothing moves, as the condition Ready or Progressing says it."""
+    if status.phase in {Phase.SUCCEEDED, Phase.FAILED}:
+        return ""
+    told = {condition.type: condition for condition in status.conditions}
+    for kind in (ConditionType.REFERENCES_RESOLVED, ConditionType.PROGRESSING, ConditionType.READY):
+        condition = told.get(kind)
+        if condition and condition.status != "True" and condition.message:
+            return f"({condition.reason}: {condition.message})"
+    return ""
+
+
+def _progress_parts(progress: ProgressStatus, *, epochs: int) -> Iterator[str]:
+    yield progress.stage
+    if progress.total_steps:
+        yield f"epoch {progress.epoch}/{epochs}"
+        yield f"step {progress.step}/{progress.total_steps} ({progress.percentage} %)"
+    if progress.loss is not None:
+        yield f"loss {progress.loss:.4f}"
+    if progress.steps_per_second is not None:
+        yield f"{progress.steps_per_second:.2f} steps/s"
+    if progress.estimated_remaining_seconds is not None:
+        yield f"ETA {duration_text(progress.estimated_remaining_seconds)}"
+
+
+def checkpoint_text(checkpoint: CheckpointStatus) -> str:
+    """Return a checkpoint in one line."""
+    return f"checkpoint of epoch {checkpoint.epoch}: {checkpoint.uri} ({size_text(checkpoint.size_bytes)})"
+
+
+def milestones(before: TrainingStatus | None, now: TrainingStatus) -> Iterator[str]:
+    """Yield a line for each thing that has happened since, worth keeping on the screen."""
+    old = before or TrainingStatus()
+    if now.plan and now.plan != old.plan:
+        buckets = ", ".join(f"{bucket.images}×{bucket.width}x{bucket.height}" for bucket in now.plan.buckets)
+        yield (
+            f"{now.plan.images} pictures in buckets {buckets or 'none'}: {now.plan.steps_per_epoch} steps in an epoch, "
+            f"{now.plan.total_steps} in all"
+        )
+    if before and now.attempts > old.attempts > 0:
+        yield f"attempt {now.attempts} begins"
+    if now.failure and now.failure != old.failure and now.phase is not Phase.FAILED:
+        yield f"the last attempt ended: {now.failure.reason}: {now.failure.message}"
+    known = {checkpoint.uri for checkpoint in old.checkpoints}
+    yield from (checkpoint_text(checkpoint) for checkpoint in now.checkpoints if checkpoint.uri not in known)
+
+
+def is_worth_a_line(before: TrainingStatus | None, now: TrainingStatus) -> bool:
+    """Tell whether the state has moved enough to be printed again where no live bar is drawn."""
+    if before is None or _standing(before) != _standing(now):
+        return True
+    if before.progress is None or now.progress is None:
+        return before.progress is not now.progress
+    moved = now.progress.percentage - before.progress.percentage
+    return (
+        before.progress.stage != now.progress.stage
+        or before.progress.epoch != now.progress.epoch
+        or abs(moved) >= PERCENT_BETWEEN_LINES
+    )
+
+
+def _standing(status: TrainingStatus) -> tuple[Phase, str]:
+    return status.phase or Phase.PENDING, waiting_text(status)
+
+
+def final_lines(status: TrainingStatus) -> Iterator[str]:
+    """Yield what is to be said at the end."""
+    seconds = (
+        f" after {duration_text((status.completion_time - status.start_time).total_seconds())}"
+        if status.completion_time and status.start_time
+        else ""
+    )
+    yield f"{status.phase}{seconds}"
+    if status.phase is Phase.SUCCEEDED and status.output:
+        yield f"everything lies in {status.output}"
+    if status.failure and status.phase is Phase.FAILED:
+        yield f"{status.failure.reason}: {status.failure.message}"
+        yield f"what to do: {status.failure.advice}"
+        if status.failure.pod:
+            yield f"its log: kubectl logs {status.failure.pod}"
