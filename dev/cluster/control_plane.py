@@ -6,14 +6,10 @@ Several run at a time, each in its own directory on free loopback ports; needs n
 from __future__ import annotations
 
 import datetime
-import fcntl
-import os
 import shutil
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
 from dev.cluster import binaries, components
 from dev.cluster.certificates import issue_all, pair, write_kubeconfig
@@ -22,6 +18,7 @@ from dev.cluster.kube import ApiServer
 from dev.cluster.paths import cache_directory
 from dev.cluster.ports import free_ports
 from dev.cluster.processes import Supervisor
+from dev.cluster.scratch import Scratch
 from dev.cluster.waiting import wait_for
 
 KUBECONFIG_USERS = {
@@ -81,14 +78,6 @@ def start(site: Site, supervisor: Supervisor, *, scheduler: bool) -> None:
     )
 
 
-def _sweep(parent: Path) -> None:
-    """Remove the directories of control planes whose owner was killed: their lock is free."""
-    for directory in parent.glob("*"):
-        with suppress(OSError), (directory / "lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(directory, ignore_errors=True)
-
-
 class ControlPlane:
     """A control plane for the time of a `with` block; its programs are killed with this process, however it ends.
 
@@ -98,8 +87,7 @@ class ControlPlane:
 
     def __init__(self, *, scheduler: bool = False) -> None:
         self._scheduler = scheduler
-        self._directory: Path | None = None
-        self._lock: IO[str] | None = None
+        self._scratch: Scratch | None = None
         self._supervisor: Supervisor | None = None
         self._site: Site | None = None
 
@@ -126,14 +114,8 @@ class ControlPlane:
 
     def __enter__(self) -> Self:
         binaries.require_control_plane()
-        parent = cache_directory() / "control-planes"
-        parent.mkdir(parents=True, exist_ok=True)
-        with (parent / ".lock").open("w") as guard:  # nobody sweeps a directory whose own lock is not yet taken
-            fcntl.flock(guard, fcntl.LOCK_EX)
-            _sweep(parent)
-            directory = self._directory = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=parent))
-            self._lock = (directory / "lock").open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._scratch = Scratch(cache_directory() / "control-planes")
+        directory = self._scratch.path
         self._site = Site(pki=directory / "pki", data=directory / "data", ports=Ports(*free_ports(5)))
         self._supervisor = Supervisor(directory / "processes", directory / "logs", tied=True)
         try:
@@ -154,7 +136,5 @@ class ControlPlane:
         if self._supervisor is not None:
             # Nothing is worth keeping, so nobody gets time to say goodbye.
             self._supervisor.stop_all(grace=0.0)
-        if self._directory is not None:
-            shutil.rmtree(self._directory, ignore_errors=True)
-        if self._lock is not None:
-            self._lock.close()
+        if self._scratch is not None:
+            self._scratch.remove()

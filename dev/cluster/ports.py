@@ -40,13 +40,6 @@ def is_free(address: str, port: int) -> bool:
     return True
 
 
-def answers(address: str, port: int) -> bool:
-    """Tell whether somebody listens there."""
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        return probe.connect_ex((address, port)) == 0
-
-
 def holder(port: int) -> str:
     """Describe the process that listens on a port, as well as this user may see it."""
     for connection in psutil.net_connections("tcp"):

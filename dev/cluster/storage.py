@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import http.client
 import secrets
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +17,7 @@ from dev.cluster import binaries
 from dev.cluster.paths import cache_directory
 from dev.cluster.ports import free_ports
 from dev.cluster.processes import Record, Supervisor
+from dev.cluster.scratch import Scratch
 from dev.cluster.waiting import wait_for
 
 REGION = "us-east-1"
@@ -124,6 +123,16 @@ def start(
     return record
 
 
+def stop(supervisor: Supervisor, *, grace: float = 5.0) -> None:
+    """Stop the server and remove the sockets through which its parts speak: they lie in /tmp whatever one says."""
+    record = supervisor.find("seaweedfs")
+    supervisor.stop("seaweedfs", grace=grace)
+    for argument in record.argv if record else ():
+        part, found, port = argument.removeprefix("-").partition(".port.grpc=")
+        if found:
+            Path(f"/tmp/seaweedfs-{part}-grpc-{port}.sock").unlink(missing_ok=True)
+
+
 class ObjectStore:
     """An S3 server on loopback for the time of a `with` block; it is killed with this process, however that ends.
 
@@ -132,15 +141,14 @@ class ObjectStore:
 
     def __init__(self, *, buckets: tuple[str, ...] = ()) -> None:
         self._buckets = buckets
-        self._directory = cache_directory() / "stores"
+        self._scratch: Scratch | None = None
         self._supervisor: Supervisor | None = None
         self.endpoint = new_endpoint("127.0.0.1", free_ports(1)[0])
 
     def __enter__(self) -> Self:
-        parent = cache_directory() / "stores"
-        parent.mkdir(parents=True, exist_ok=True)
-        self._directory = Path(tempfile.mkdtemp(dir=parent))
-        self._supervisor = Supervisor(self._directory / "processes", self._directory / "logs", tied=True)
+        self._scratch = Scratch(cache_directory() / "stores")
+        directory = self._scratch.path
+        self._supervisor = Supervisor(directory / "processes", directory / "logs", tied=True)
         try:
             self.start()
         except BaseException:
@@ -151,17 +159,19 @@ class ObjectStore:
     def start(self) -> None:
         """Start the server; what it held before is still there."""
         assert self._supervisor is not None, "only inside the with block"
-        data, sockets = self._directory / "data", self._directory / "sockets"
+        assert self._scratch is not None, "only inside the with block"
+        data, sockets = self._scratch.path / "data", self._scratch.path / "sockets"
         start(self._supervisor, self.endpoint, data=data, sockets=sockets, buckets=self._buckets)
 
     def stop(self) -> None:
         """Take the server away, as an outage would; its objects stay."""
         assert self._supervisor is not None, "only inside the with block"
-        self._supervisor.stop_all(grace=5.0)
+        stop(self._supervisor)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._supervisor is not None:
-            self._supervisor.stop_all(grace=0.0)
-            shutil.rmtree(self._directory, ignore_errors=True)
+            stop(self._supervisor, grace=0.0)
+        if self._scratch is not None:
+            self._scratch.remove()
