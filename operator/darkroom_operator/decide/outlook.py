@@ -1,0 +1,258 @@
+"""Where a run stands and what must be done about it, before any of it is put into words of a status."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Final
+
+from darkroom_api.failures import FailureReason
+from darkroom_api.lora_training import LoraTrainingSpec
+from darkroom_api.status import Failure, Phase, TrainingStatus
+from darkroom_operator.config import Config
+from darkroom_operator.decide import failures
+from darkroom_operator.decide.children import config_map, run_plan
+from darkroom_operator.decide.job import final_condition, is_queued_by_kueue, job, wanted_changes
+from darkroom_operator.decide.pods import Attempt, live
+from darkroom_operator.decide.snapshot import Action, CreateConfigMap, CreateJob, DeleteJob, PatchJob, Snapshot
+from darkroom_operator.objects import Object, condition, is_deleting, metadata, parse_time
+
+SETTLING: Final = timedelta(seconds=5)
+"""How long a finished Job's last pod may be missing from the cache: its event travels on another watch."""
+POD_EXPECTED: Final = timedelta(seconds=30)
+"""How long a Job usually needs at most to create its pod."""
+REFERENCE_CHECK: Final = 60.0
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Where a run stands."""
+
+    phase: Phase
+    reason: str
+    message: str
+    is_progressing: bool = True
+    actions: tuple[Action, ...] = ()
+    failure: Failure | None = None
+    """Why the run, or its last attempt, failed."""
+    ended: datetime | None = None
+    missing_reference: str = ""
+    requeue_after: float | None = None
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What an outlook is made from."""
+
+    snapshot: Snapshot
+    spec: LoraTrainingSpec
+    status: TrainingStatus
+    attempts: Sequence[Attempt]
+    config: Config
+    now: datetime
+
+    @property
+    def last(self) -> Attempt | None:
+        return self.attempts[-1] if self.attempts else None
+
+
+def look(situation: Situation) -> Outlook:
+    """Tell where a run stands that has not reached its end in the status yet."""
+    snapshot = situation.snapshot
+    if trouble := snapshot.trouble:
+        if trouble.is_final:
+            failure = failures.make(FailureReason.INVALID_SPEC, trouble.message)
+            return failed(failure, ended=situation.now)
+        return replace(
+            _without_trouble(situation), reason=trouble.reason, message=trouble.message, is_progressing=False
+        )
+    return _without_trouble(situation)
+
+
+def failed(failure: Failure, *, ended: datetime | None, actions: tuple[Action, ...] = ()) -> Outlook:
+    """Return the outlook of a run that failed for good."""
+    return Outlook(
+        phase=Phase.FAILED,
+        reason=failure.reason,
+        message=failure.message,
+        is_progressing=False,
+        failure=failure,
+        ended=ended,
+        actions=actions,
+    )
+
+
+def _without_trouble(situation: Situation) -> Outlook:
+    if name := situation.spec.dataset.name:
+        return _waiting(name)
+    if situation.snapshot.job is None:
+        return _without_job(situation)
+    return _with_job(situation, situation.snapshot.job)
+
+
+def _waiting(name: str) -> Outlook:
+    message = (
+        f"spec.dataset.name: TrainingDataset {name!r} cannot be resolved, since this release knows no "
+        "TrainingDatasets; give spec.dataset.uri with the prefix of the pictures instead."
+    )
+    return Outlook(
+        phase=Phase.WAITING,
+        reason="ReferencesNotResolved",
+        message=message,
+        is_progressing=False,
+        missing_reference=message,
+        requeue_after=REFERENCE_CHECK,
+    )
+
+
+def _without_job(situation: Situation) -> Outlook:
+    snapshot, spec, last = situation.snapshot, situation.spec, situation.last
+    if last and last.succeeded and last.ending and last.ending.result and last.ending.result.outcome == "Succeeded":
+        return _succeeded(last.ending.finished)
+    if still := live(situation.attempts):
+        message = f"Waiting for pod {still[-1].pod} of the deleted Job to end: two pods never write at once."
+        return _paused(spec, Outlook(phase=Phase.PENDING, reason="PreviousPodStopping", message=message))
+    if spec.suspend:
+        return _suspended()
+    return Outlook(
+        phase=Phase.PENDING,
+        reason="Creating",
+        message="The Job is being created.",
+        failure=situation.status.failure,
+        actions=(*_plan_if_missing(situation), CreateJob(job(snapshot, spec, situation.config))),
+    )
+
+
+def _paused(spec: LoraTrainingSpec, outlook: Outlook) -> Outlook:
+    return replace(outlook, reason="Suspending", message="The pod saves its state.") if spec.suspend else outlook
+
+
+def _suspended() -> Outlook:
+    return Outlook(
+        phase=Phase.SUSPENDED,
+        reason="Suspended",
+        message="spec.suspend is true; set it to false to go on exactly where the run stopped.",
+        is_progressing=False,
+    )
+
+
+def _succeeded(ended: datetime | None) -> Outlook:
+    return Outlook(
+        phase=Phase.SUCCEEDED,
+        reason="Succeeded",
+        message="All epochs are trained and in the store.",
+        is_progressing=False,
+        ended=ended,
+    )
+
+
+def _plan_if_missing(situation: Situation) -> tuple[Action, ...]:
+    if situation.snapshot.config_map is not None:
+        return ()
+    return (CreateConfigMap(config_map(situation.snapshot, run_plan(situation.snapshot, situation.spec))),)
+
+
+def _with_job(situation: Situation, present: Object) -> Outlook:
+    if final := final_condition(present):
+        return _ended(situation, present, final=final)
+    if is_deleting(present):
+        message = "The Job is being deleted; a new one follows when its pod has ended."
+        return _paused(situation.spec, Outlook(phase=Phase.PENDING, reason="JobDeleting", message=message))
+    is_queued = is_queued_by_kueue(present)
+    changes = wanted_changes(present, situation.spec)
+    actions: tuple[Action, ...] = (PatchJob(metadata(present)["name"], changes),) if changes else ()
+    if not situation.spec.suspend:
+        outlook = _active(situation, present, is_queued=is_queued)
+        return replace(outlook, actions=(*_plan_if_missing(situation), *actions))
+    if is_queued:  # Kueue would undo a suspension; without its Job it lets go
+        actions = (DeleteJob(metadata(present)["name"], metadata(present)["uid"]),)
+    return replace(_suspending(situation, present), actions=actions)
+
+
+def _suspending(situation: Situation, present: Object) -> Outlook:
+    status = present.get("status") or {}
+    is_over = condition(present, "Suspended") and not status.get("active") and not status.get("terminating")
+    if is_over and not live(situation.attempts):
+        return _suspended()
+    is_running = any(attempt.is_running for attempt in live(situation.attempts))
+    return Outlook(
+        phase=Phase.RUNNING if is_running else Phase.PENDING, reason="Suspending", message="The pod saves its state."
+    )
+
+
+def _ended(situation: Situation, present: Object, *, final: Object) -> Outlook:
+    last = situation.last
+    ended = parse_time((present.get("status") or {}).get("completionTime") or final.get("lastTransitionTime"))
+    is_complete = final["type"] == "Complete"
+    is_told = last is not None and last.is_finished and last.succeeded == is_complete
+    age = situation.now - ended if ended else SETTLING
+    if not is_told and age < SETTLING and final.get("reason") != "DeadlineExceeded":
+        waiting = (SETTLING - age).total_seconds()
+        return Outlook(
+            phase=situation.status.phase or Phase.PENDING,
+            reason="Finishing",
+            message="The Job has ended.",
+            failure=situation.status.failure,
+            requeue_after=min(waiting, SETTLING.total_seconds()),
+        )
+    if is_complete:
+        return _succeeded(ended)
+    return failed(failures.of_job(final, last=last, recorded=situation.status.failure), ended=ended)
+
+
+def _active(situation: Situation, present: Object, *, is_queued: bool) -> Outlook:
+    if present["spec"].get("suspend") and is_queued:
+        return Outlook(
+            phase=Phase.QUEUED,
+            reason="Queued",
+            message="Kueue has not admitted the Job yet; its Workload says why.",
+            is_progressing=False,
+            failure=situation.status.failure,
+        )
+    last = situation.last
+    if last is None or (last.is_finished and not last.succeeded):
+        return _between_attempts(situation, present, last)
+    recorded = situation.status.failure
+    if last.is_running or last.is_finished:
+        reason = "Stopping" if last.is_deleting else "Running"
+        return Outlook(phase=Phase.RUNNING, reason=reason, message=f"Pod {last.pod} runs.", failure=recorded)
+    if last.hindrance:
+        return Outlook(
+            phase=Phase.PENDING,
+            reason=last.hindrance.reason,
+            message=last.hindrance.message,
+            is_progressing=False,
+            failure=recorded,
+        )
+    return Outlook(phase=Phase.PENDING, reason="Starting", message=f"Pod {last.pod} starts.", failure=recorded)
+
+
+def _between_attempts(situation: Situation, present: Object, last: Attempt | None) -> Outlook:
+    resumed = parse_time((present.get("status") or {}).get("startTime"))
+    if last and resumed and last.created < resumed:
+        last = None  # it ended since the run was suspended, which is no failure
+    failure = (failures.of_attempt(last) if last else None) or situation.status.failure
+    if present["spec"].get("suspend"):
+        return Outlook(phase=Phase.PENDING, reason="Resuming", message="The Job is being resumed.", failure=failure)
+    if last and failure:
+        message = f"The last attempt ended: {failure.message} The next one starts by itself."
+        return Outlook(phase=Phase.PENDING, reason=failure.reason, message=message, failure=failure)
+    created = parse_time(metadata(present).get("creationTimestamp")) or situation.now
+    left = (created + POD_EXPECTED - situation.now).total_seconds()
+    if left > 0 or situation.status.attempts:
+        return Outlook(
+            phase=Phase.PENDING,
+            reason="Starting",
+            message="The Job's pod is being created.",
+            failure=failure,
+            requeue_after=max(left, 1.0) if not situation.status.attempts else None,
+        )
+    return Outlook(
+        phase=Phase.PENDING,
+        reason="PodNotCreated",
+        message=f"The Job cannot create its pod; 'kubectl describe job {situation.snapshot.child}' says why "
+        "(a quota, a policy, or a missing service account).",
+        is_progressing=False,
+        failure=failure,
+    )

@@ -1,0 +1,113 @@
+"""Full lists: once before anything is decided, then every few minutes, since a watch can miss a deletion for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
+from typing import Final
+
+from darkroom_api.names import LABEL_RUN
+from darkroom_operator.cache import Cache
+from darkroom_operator.client import UNREACHABLE, ApiError, KubeClient
+from darkroom_operator.objects import CONFIG_MAPS, JOBS, PODS, TRAININGS, Key, Resource
+
+logger = logging.getLogger(__name__)
+START_PATIENCE: Final = 60.0
+"""Seconds that the API server may be away at the start before the process gives up and is restarted."""
+_ORDER: Final = (TRAININGS, CONFIG_MAPS, JOBS, PODS)
+"""Pods last: a pod that outlives its deleted Job is then certainly seen."""
+
+
+class CannotStartError(Exception):
+    """The cluster lacks something without which the operator can do nothing; the message says what to do."""
+
+
+class Resync:
+    """Keeps the cache true to full lists."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        cache: Cache,
+        *,
+        namespaces: Sequence[str],
+        interval: float,
+        enqueue: Callable[[Key], None],
+    ) -> None:
+        self._client = client
+        self._cache = cache
+        self._scopes: Sequence[str | None] = namespaces or (None,)
+        self._interval = interval
+        self._enqueue = enqueue
+        self._last: float | None = None
+
+    def unready(self) -> str | None:
+        """Tell why the cache cannot be relied on, or None."""
+        if self._last is None:
+            return "the cache is not synced yet"
+        return f"the last full list is {self.age():.0f} s old" if self.age() > 2.5 * self._interval else None
+
+    def age(self) -> float:
+        """Return the age of the last full list in seconds."""
+        return 0.0 if self._last is None else time.monotonic() - self._last
+
+    async def start(self) -> None:
+        """List everything for the first time.
+
+        Raises:
+            CannotStartError: The CRD or a permission is missing, or the API server is away for too long.
+        """
+        deadline = time.monotonic() + START_PATIENCE
+        pause = 0.5
+        while True:
+            try:
+                await self.once()
+            except ApiError as error:
+                problem = _explain(error)
+                if problem or time.monotonic() > deadline:
+                    raise CannotStartError(problem or f"the API server does not answer: {error}") from error
+                logger.warning("waiting for the API server: %s", error)
+                await asyncio.sleep(pause)
+                pause = min(8.0, pause * 2)
+            else:
+                break
+        for key in self._cache.training_keys():
+            self._enqueue(key)
+
+    async def run(self) -> None:
+        """List again for ever, with jitter, so that several operators do not list together."""
+        while True:
+            await asyncio.sleep(self._interval * random.uniform(0.9, 1.1))
+            try:
+                await self.once()
+            except ApiError as error:
+                logger.warning("the full list failed and is tried again later: %s", error)
+
+    async def once(self) -> None:
+        """Replace what is cached by full lists."""
+        for resource in _ORDER:
+            for scope in self._scopes:
+                await self._list(resource, scope)
+        self._last = time.monotonic()
+
+    async def _list(self, resource: Resource, scope: str | None) -> None:
+        selector = "" if resource == TRAININGS else LABEL_RUN
+        listing = await self._client.list_all(resource, scope, selector=selector)
+        for key in self._cache.replace(resource, listing.items, version=listing.version, namespace=scope):
+            self._enqueue(key)
+
+
+def _explain(error: ApiError) -> str | None:
+    """Return what to do about an error that waiting does not mend."""
+    if error.status == HTTPStatus.NOT_FOUND:
+        return (
+            f"the cluster has no resource {TRAININGS.plural}.{TRAININGS.group}/{TRAININGS.version}; install the CRDs: "
+            "kubectl apply -f crds/, or helm upgrade --install darkroom charts/darkroom"
+        )
+    if error.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+        return f"the operator's account lacks a permission: {error.message}; grant the rules of charts/darkroom"
+    return None if error.status == UNREACHABLE or error.status >= HTTPStatus.INTERNAL_SERVER_ERROR else str(error)
