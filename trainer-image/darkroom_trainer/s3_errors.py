@@ -22,6 +22,7 @@ from botocore.exceptions import (
     ReadTimeoutError,
     SSLError,
 )
+from botocore.exceptions import ConnectionError as BotoConnectionError
 from s3transfer.exceptions import RetriesExceededError
 
 from darkroom_api.failures import FailureReason
@@ -153,7 +154,7 @@ def _unanswered(error: BaseException) -> str:
             said = "no answer within the read timeout"
         case EndpointConnectionError():
             said = _no_connection(str(error.kwargs.get("error", "")))
-        case HTTPClientError() | ConnectionError():
+        case HTTPClientError() | BotoConnectionError() | ConnectionError():
             said = "the connection broke"
         case _:
             said = type(error).__name__
