@@ -46,7 +46,8 @@ def make_cgroups() -> None:
                 target.write_text(source.read_text())
 
 
-def _members() -> set[int]:
+def pod_processes() -> set[int]:
+    """Return the processes in the cluster's cgroup."""
     pids: set[int] = set()
     for directory in cgroup_directories():
         for path in directory.rglob("cgroup.procs"):
@@ -57,7 +58,7 @@ def _members() -> set[int]:
 
 def kill_pods() -> None:
     """Kill whatever still runs in the cluster's cgroup: the processes of pods whose runtime is gone."""
-    for pid in _members():
+    for pid in pod_processes():
         ticks = start_ticks(pid)
         if ticks is not None:
             end_process(pid, ticks, grace=0.0)
