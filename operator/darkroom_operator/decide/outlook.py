@@ -229,8 +229,8 @@ def _active(situation: Situation, present: Object, *, is_queued: bool) -> Outloo
 
 
 def _between_attempts(situation: Situation, present: Object, last: Attempt | None) -> Outlook:
-    resumed = parse_time((present.get("status") or {}).get("startTime"))
-    if last and resumed and last.created < resumed:
+    active_since = parse_time((present.get("status") or {}).get("startTime"))
+    if last and (active_since is None or last.created < active_since):
         last = None  # it ended since the run was suspended, which is no failure
     failure = (failures.of_attempt(last) if last else None) or situation.status.failure
     if present["spec"].get("suspend"):

@@ -1,0 +1,296 @@
+"""What the operator's tests do to a cluster: objects by short names, and a kubelet played by hand."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Self
+
+from darkroom_api.names import GROUP, LABEL_RUN, PROGRESS_PORT, VERSION, run_id
+from darkroom_api.progress import CheckpointRecord, Plan, Progress, Stage
+from darkroom_api.result import RunResult, encode_result
+from dev.cluster.kube import ApiServer
+from dev.cluster.waiting import wait_for
+
+Object = dict[str, Any]
+NODE = "node1"
+PATIENCE = 45.0
+MERGE = "application/merge-patch+json"
+SPEC: Object = {
+    "baseModel": {"uri": "s3://models/base.safetensors"},
+    "dataset": {"uri": "s3://studio/anna"},
+    "output": {"uri": "s3://studio/loras"},
+}
+PLAN = Plan(images=15, buckets=[], steps_per_epoch=10, total_steps=20)
+_addresses = itertools.count(1)
+
+
+def now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class RefusedError(Exception):
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"{status}: {message}")
+        self.status = status
+        self.message = message
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Objects of one namespace."""
+
+    server: ApiServer
+    namespace: str
+
+    def call(self, method: str, path: str, body: object = None, *, content_type: str = "application/json") -> Object:
+        status, data = self.server.request(method, path, body=body, content_type=content_type, timeout=20)
+        parsed: Object = json.loads(data) if status else {"message": data.decode()}
+        if not 200 <= status < 300:
+            raise RefusedError(status, parsed.get("message", ""))
+        return parsed
+
+    def path(self, plural: str, name: str = "", subresource: str = "") -> str:
+        prefixes = {"loratrainings": f"/apis/{GROUP}/{VERSION}", "jobs": "/apis/batch/v1"}
+        parts = [prefixes.get(plural, "/api/v1"), "namespaces", self.namespace, plural, name, subresource]
+        return "/".join(part for part in parts if part)
+
+    def apply(self, name: str, *, labels: Mapping[str, str] | None = None, **spec: Any) -> Object:
+        body = {
+            "apiVersion": f"{GROUP}/{VERSION}",
+            "kind": "LoraTraining",
+            "metadata": {"name": name, "namespace": self.namespace, "labels": dict(labels or {})},
+            "spec": SPEC | spec,
+        }
+        return self.call("POST", self.path("loratrainings") + "?fieldValidation=Strict", body)
+
+    def change(self, name: str, **spec: Any) -> Object:
+        return self.call("PATCH", self.path("loratrainings", name), {"spec": spec}, content_type=MERGE)
+
+    def get(self, plural: str, name: str) -> Object | None:
+        try:
+            return self.call("GET", self.path(plural, name))
+        except RefusedError as refused:
+            if refused.status == 404:
+                return None
+            raise
+
+    def list(self, plural: str, selector: str = "") -> list[Object]:
+        items: list[Object] = self.call("GET", self.path(plural) + (f"?labelSelector={selector}" if selector else ""))[
+            "items"
+        ]
+        return items
+
+    def delete(self, plural: str, name: str, *, grace: int | None = None) -> None:
+        options: Object = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Background"}
+        if grace is not None:
+            options["gracePeriodSeconds"] = grace
+        self.call("DELETE", self.path(plural, name), options)
+
+    def training(self, name: str) -> Object:
+        found = self.get("loratrainings", name)
+        assert found, f"{name} is there"
+        return found
+
+    def status(self, name: str) -> Object:
+        status: Object = self.training(name).get("status") or {}
+        return status
+
+    def condition(self, name: str, kind: str) -> Object:
+        return next((entry for entry in self.status(name).get("conditions", ()) if entry["type"] == kind), {})
+
+    def run(self, name: str) -> str:
+        return run_id(self.training(name)["metadata"]["uid"])
+
+    def job(self, name: str) -> Object | None:
+        return self.get("jobs", f"{name}-{self.run(name)}")
+
+    def pods(self, name: str) -> list[Object]:
+        return self.list("pods", f"{LABEL_RUN}={self.run(name)}")
+
+    def wait_status(
+        self, name: str, test: Callable[[Object], object], what: str, *, timeout: float = PATIENCE
+    ) -> Object:
+        return wait_for(
+            lambda: status if test(status := self.status(name)) else None,
+            f"{name}: {what}; now {json.dumps(self.status(name))[:1500]}",
+            timeout=timeout,
+            pause=0.05,
+        )
+
+    def wait_phase(self, name: str, phase: str, *, timeout: float = PATIENCE) -> Object:
+        return self.wait_status(name, lambda status: status.get("phase") == phase, f"phase {phase}", timeout=timeout)
+
+    def wait_reason(self, name: str, reason: str, *, timeout: float = PATIENCE) -> Object:
+        """Wait for the reason of Ready and return that condition."""
+        return wait_for(
+            lambda: ready if (ready := self.condition(name, "Ready")).get("reason") == reason else None,
+            f"{name}: Ready with reason {reason}; now {self.condition(name, 'Ready')}",
+            timeout=timeout,
+            pause=0.05,
+        )
+
+
+class _Reporter(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        body = self.server.document()  # type: ignore[attr-defined]
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, address: str, document: Callable[[], bytes]) -> None:
+        super().__init__((address, PROGRESS_PORT), _Reporter)
+        self.document = document
+
+    def handle_error(self, *_: object) -> None:
+        """Say nothing: an operator that is killed leaves connections half open."""
+
+
+@dataclass
+class PlayedPod:
+    """A pod whose kubelet is the test."""
+
+    cluster: Cluster
+    name: str
+    run: str
+    address: str = field(default_factory=lambda: "127.3.{}.{}".format(*divmod(next(_addresses), 250)))
+    body: bytes = b"{}"
+    _server: _Server | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop_serving()
+
+    def start(self) -> None:
+        """Let the container run and answer at /progress."""
+        self._server = _Server(self.address, lambda: self.body)
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        running = {"running": {"startedAt": now()}}
+        self.patch(
+            {"phase": "Running", "podIP": self.address, "podIPs": [{"ip": self.address}], "startTime": now()}, running
+        )
+
+    def wait_in(self, reason: str, message: str) -> None:
+        """Let the container wait."""
+        self.patch({"phase": "Pending", "startTime": now()}, {"waiting": {"reason": reason, "message": message}})
+
+    def say(self, **values: Any) -> None:
+        """Report progress from now on."""
+        defaults = {"run": self.run, "pod": self.name, "stage": Stage.TRAINING, "updated": datetime.now(UTC)}
+        self.body = Progress(**(defaults | values)).model_dump_json(by_alias=True).encode()
+
+    def end(self, exit_code: int, result: RunResult | None = None, *, reason: str = "", **status: Any) -> None:
+        """Let the container end."""
+        self._stop_serving()
+        message = encode_result(result).decode() if result else ""
+        terminated = {
+            "exitCode": exit_code,
+            "reason": reason or ("Completed" if exit_code == 0 else "Error"),
+            "message": message,
+            "startedAt": now(),
+            "finishedAt": now(),
+        }
+        self.patch({"phase": "Failed" if exit_code else "Succeeded"} | status, {"terminated": terminated})
+
+    def succeed(self, **values: Any) -> None:
+        """Let the container end well."""
+        defaults = {"run": self.run, "outcome": "Succeeded", "plan": PLAN, "step": 20, "epoch": 2}
+        self.end(0, RunResult(**(defaults | values)))
+
+    def vanish(self) -> None:
+        """Complete the pod's deletion."""
+        self.cluster.delete("pods", self.name, grace=0)
+
+    def patch(self, status: Object, state: Object) -> None:
+        container = {
+            "name": "trainer",
+            "image": "x",
+            "imageID": "",
+            "ready": "running" in state,
+            "restartCount": 0,
+            "state": state,
+        }
+        body = {"status": status | {"containerStatuses": [container]}}
+        self.cluster.call("PATCH", self.cluster.path("pods", self.name, "status"), body, content_type=MERGE)
+
+    def _stop_serving(self) -> None:
+        if self._server:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+
+def take_pod(cluster: Cluster, name: str, *, besides: set[str] | frozenset[str] = frozenset()) -> PlayedPod:
+    """Wait for a new pod of a training, bind it to the played node and return it."""
+
+    def fresh() -> Object | None:
+        pods = [pod for pod in cluster.pods(name) if pod["metadata"]["name"] not in besides]
+        return pods[0] if pods else None
+
+    pod = wait_for(fresh, f"{name}: a new pod", timeout=PATIENCE, pause=0.05)["metadata"]["name"]
+    binding = {
+        "apiVersion": "v1",
+        "kind": "Binding",
+        "metadata": {"name": pod, "namespace": cluster.namespace},
+        "target": {"apiVersion": "v1", "kind": "Node", "name": NODE},
+    }
+    cluster.call("POST", cluster.path("pods", pod, "binding"), binding)
+    return PlayedPod(cluster, pod, cluster.run(name))
+
+
+def record(epoch: int) -> CheckpointRecord:
+    return CheckpointRecord(
+        epoch=epoch, step=10 * epoch, sha256=f"{epoch:064x}", size_bytes=1000 + epoch, num_samples=1
+    )
+
+
+@contextmanager
+def played_node(server: ApiServer) -> Iterator[None]:
+    """Have a node with a heart beat, so that bound pods are neither collected nor evicted."""
+    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}}
+    server.request("POST", "/api/v1/nodes", body=node)
+    path = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
+    stopped = threading.Event()
+
+    def beat() -> None:
+        while True:
+            time = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+            spec = {"holderIdentity": NODE, "leaseDurationSeconds": 40, "renewTime": time}
+            lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": NODE}, "spec": spec}
+            ready = [{"type": "Ready", "status": "True", "reason": "Played", "lastHeartbeatTime": now()}]
+            server.request(
+                "PATCH", f"/api/v1/nodes/{NODE}/status", body={"status": {"conditions": ready}}, content_type=MERGE
+            )
+            if server.request("PATCH", f"{path}/{NODE}", body={"spec": spec}, content_type=MERGE)[0] == 404:
+                server.request("POST", path, body=lease)
+            if stopped.wait(8):
+                return
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+        server.request("DELETE", f"/api/v1/nodes/{NODE}")

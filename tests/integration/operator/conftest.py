@@ -1,0 +1,65 @@
+"""A cluster with the CRDs, a played node, and a namespace and an operator for each test."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from darkroom_api.__main__ import generated_files
+from dev.cluster.control_plane import ControlPlane, client
+from dev.cluster.kube import ApiServer
+from dev.cluster.waiting import wait_for
+from tests.integration.operator.cluster import Cluster, played_node
+from tests.integration.operator.process import OperatorProcess
+
+NewCluster = Callable[[], Cluster]
+
+
+@pytest.fixture(scope="session")
+def server(control_plane: ControlPlane) -> Iterator[ApiServer]:
+    """The API server with our CRDs and one node."""
+    server = client(control_plane.site)
+    definition = next(text for path, text in generated_files().items() if path.parts[0] == "crds")
+    status, body = server.request(
+        "POST",
+        "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
+        body=yaml.safe_load(definition),
+        timeout=20,
+    )
+    assert status in {201, 409}, body
+    wait_for(
+        lambda: server.get("/apis/darkroom.dev/v1alpha1/loratrainings") is not None, "the CRD is served", timeout=20
+    )
+    with played_node(server):
+        yield server
+
+
+@pytest.fixture(scope="session")
+def new_cluster(server: ApiServer) -> NewCluster:
+    """Make a namespace of its own."""
+
+    def make() -> Cluster:
+        name = f"test-{secrets.token_hex(4)}"
+        cluster = Cluster(server, name)
+        cluster.call("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+        wait_for(lambda: cluster.get("serviceaccounts", "default"), "the namespace has its service account", timeout=30)
+        return cluster
+
+    return make
+
+
+@pytest.fixture
+def cluster(new_cluster: NewCluster) -> Cluster:
+    return new_cluster()
+
+
+@pytest.fixture
+def operator(cluster: Cluster, kubeconfig: Path, tmp_path: Path) -> Iterator[OperatorProcess]:
+    """A running operator that watches the test's namespace only."""
+    with OperatorProcess(kubeconfig, tmp_path / "operator.log", namespace=cluster.namespace) as running:
+        running.wait_ready()
+        yield running
