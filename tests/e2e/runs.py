@@ -16,6 +16,7 @@ from safetensors.torch import load
 from tests.e2e.kube import Kubectl, Object, until
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "lora-training.yaml"
+BASE_MODEL_URI = "s3://darkroom/e2e/base.safetensors"
 KIND = "loratrainings.darkroom.dev"
 
 
@@ -23,6 +24,7 @@ def training(name: str, *, dataset: str, **training: Any) -> Object:
     """Return the example's LoraTraining under another name, with another dataset and the given training fields."""
     manifest = copy.deepcopy(next(yaml.safe_load_all(EXAMPLE.read_text())))
     manifest["metadata"] = {"name": name}
+    manifest["spec"]["baseModel"] = {"uri": BASE_MODEL_URI}
     manifest["spec"]["dataset"] = {"uri": dataset}
     manifest["spec"]["training"] |= training
     return manifest

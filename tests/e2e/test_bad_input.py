@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.e2e.conftest import Lab
 
+from tests.e2e.conftest import Lab
 from tests.e2e.kube import until
 from tests.e2e.runs import KIND, training, wait_for_phase
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tests.e2e.conftest import Lab
-from tests.e2e.painting import paint
 
+from tests.e2e.conftest import Lab
 from tests.e2e.kube import until
+from tests.e2e.painting import paint
 from tests.e2e.runs import KIND, RunObjects, training
 
 NAME = "chain"

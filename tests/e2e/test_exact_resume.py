@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from tests.e2e.conftest import Lab
 
+from tests.e2e.conftest import Lab
 from tests.e2e.kube import PodWatch, until
 from tests.e2e.runs import KIND, RunObjects, kill_trainer, running_pod, training, wait_for_phase, wait_for_step
 

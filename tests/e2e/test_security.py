@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from tests.e2e.conftest import OPERATOR_NAMESPACE, Lab
+
+from dev.demo.site import SYSTEM_NAMESPACE
+from tests.e2e.conftest import Lab
 
 
 def test_both_namespaces_enforce_restricted_pod_security(lab: Lab) -> None:
-    for namespace in (OPERATOR_NAMESPACE, lab.kubectl.namespace):
+    for namespace in (SYSTEM_NAMESPACE, lab.kubectl.namespace):
         found = lab.kubectl.get("namespace", namespace)
         assert found
         assert found["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
@@ -15,14 +17,14 @@ def test_both_namespaces_enforce_restricted_pod_security(lab: Lab) -> None:
 
 @pytest.mark.parametrize("verb", ["get", "list", "watch"])
 def test_operator_may_not_read_secrets(lab: Lab, verb: str) -> None:
-    who = f"system:serviceaccount:{OPERATOR_NAMESPACE}:{lab.operator_service_account}"
-    for scope in (["--all-namespaces"], ["--namespace", OPERATOR_NAMESPACE], ["--namespace", lab.kubectl.namespace]):
+    who = f"system:serviceaccount:{SYSTEM_NAMESPACE}:{lab.operator_service_account}"
+    for scope in (["--all-namespaces"], ["--namespace", SYSTEM_NAMESPACE], ["--namespace", lab.kubectl.namespace]):
         answer = lab.kubectl.run("auth", "can-i", verb, "secrets", f"--as={who}", *scope, check=False)
         assert answer.stdout.strip() == "no", answer
 
 
 def test_operator_may_do_what_it_does(lab: Lab) -> None:
-    who = f"system:serviceaccount:{OPERATOR_NAMESPACE}:{lab.operator_service_account}"
+    who = f"system:serviceaccount:{SYSTEM_NAMESPACE}:{lab.operator_service_account}"
     for verb, resource in (("create", "jobs.batch"), ("watch", "loratrainings.darkroom.dev"), ("watch", "pods")):
         answer = lab.kubectl.run("auth", "can-i", verb, resource, f"--as={who}", "--all-namespaces", check=False)
         assert answer.stdout.strip() == "yes", (verb, resource, answer)

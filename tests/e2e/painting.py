@@ -1,0 +1,69 @@
+"""Paint as any user of diffusers would: `from_single_file`, `load_lora_weights`, prompt and seed. None of our own code."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from safetensors import safe_open
+
+from darkroom_trainer.families.tokenizer import load_tokenizer
+
+CLASSES = {
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+}
+FILES = {"text_encoder": "config.json", "scheduler": "scheduler_config.json"}
+
+
+@lru_cache(maxsize=1)
+def pipeline(base_model: Path) -> Any:
+    """Open a base model with diffusers, with the configurations that its own metadata gives."""
+    torch.set_num_threads(1)
+    with safe_open(base_model, framework="pt") as file:
+        configs = json.loads(file.metadata()["darkroom.config"])
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        index = {"_class_name": "StableDiffusionPipeline", **CLASSES, "safety_checker": [None, None]}
+        (root / "model_index.json").write_text(json.dumps(index | {"feature_extractor": [None, None]}))
+        for part, config in configs.items():
+            (root / part).mkdir()
+            named = {"_class_name": CLASSES[part][1], **config}
+            if part == "text_encoder":
+                named |= {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model"}
+            (root / part / FILES.get(part, "config.json")).write_text(json.dumps(named))
+        load_tokenizer().save_pretrained(root / "tokenizer")
+        opened = StableDiffusionPipeline.from_single_file(
+            str(base_model), config=str(root), local_files_only=True, torch_dtype=torch.float32
+        )
+    opened.set_progress_bar_config(disable=True)
+    return opened
+
+
+def paint(base_model: Path, *, weights: bytes | None, samples: dict[str, Any], resolution: int) -> Image.Image:
+    """Paint the first prompt with the first seed, with a LoRA file's weights or without."""
+    pipe = pipeline(base_model)
+    pipe.unload_lora_weights()
+    if weights is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "lora.safetensors").write_bytes(weights)
+            pipe.load_lora_weights(folder, weight_name="lora.safetensors")
+    picture: Image.Image = pipe(
+        samples["prompts"][0],
+        negative_prompt=samples.get("negativePrompt", ""),
+        num_inference_steps=samples.get("steps", 20),
+        guidance_scale=samples.get("guidanceScale", 7.0),
+        width=samples.get("width", resolution),
+        height=samples.get("height", resolution),
+        generator=torch.Generator().manual_seed(samples["seeds"][0]),
+    ).images[0]
+    return picture
