@@ -1,0 +1,1 @@
+"""Makers of inputs for tests: small, real and the same every time."""

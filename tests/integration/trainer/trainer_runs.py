@@ -1,0 +1,165 @@
+"""Whole runs of the trainer's process against a real store, as a pod would make them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from darkroom_api.lora_training import LoraTrainingSpec
+from darkroom_api.plan import RunPlan
+from darkroom_api.result import RunResult, decode_result
+from tests.integration.conftest import Store
+
+RUN = "0123456789"
+SPEC: dict[str, Any] = {
+    "network": {"rank": 4, "alpha": 2},
+    "training": {
+        "epochs": 2,
+        "batchSize": 2,
+        "resolution": 64,
+        "buckets": {"minimum": 64, "maximum": 128, "step": 32},
+        "optimizer": {"type": "AdamW", "learningRate": 1e-3},
+        "schedule": {"type": "Cosine", "warmupSteps": 2},
+        "objective": {"minSnrGamma": 5},
+        "captions": {"shuffle": True, "keepTokens": 1, "dropout": 0.2},
+    },
+    "samples": {"prompts": ["sks robot"], "steps": 2},
+    "compute": {"gpus": 0},
+}
+
+
+@dataclass
+class Bench:
+    """A bucket with a base model and pictures, and a place on the disk."""
+
+    store: Store
+    bucket: str
+    directory: Path
+    runs: int = field(default=0)
+
+    def upload(self, local: Path, key: str) -> None:
+        """Upload a file, or everything below a folder."""
+        client = self.store.client()
+        for path in [local] if local.is_file() else sorted(it for it in local.rglob("*") if it.is_file()):
+            name = key if local.is_file() else f"{key}/{path.relative_to(local)}"
+            client.upload_file(str(path), self.bucket, name)
+
+    def spec(self, **changes: Any) -> dict[str, Any]:
+        """Return a short training's spec; fields of `training` may be given as such."""
+        spec = {
+            "baseModel": {"uri": f"s3://{self.bucket}/base.safetensors"},
+            "dataset": {"uri": f"s3://{self.bucket}/pictures"},
+            "output": {"uri": f"s3://{self.bucket}/out"},
+            "storage": {"endpointURL": self.store.endpoint_url},
+            **SPEC,
+        }
+        return {**spec, **changes}
+
+    def start(self, spec: dict[str, Any], *, name: str = "anna", environment: dict[str, str] | None = None) -> Attempt:
+        """Start the trainer's process for one attempt at a run."""
+        self.runs += 1
+        work = self.directory / f"attempt-{self.runs}"
+        work.mkdir()
+        plan = RunPlan(
+            kind="LoraTraining",
+            name=name,
+            namespace="studio",
+            uid="u",
+            run=RUN,
+            spec=LoraTrainingSpec.model_validate(spec),
+        )
+        (work / "plan.json").write_text(plan.model_dump_json(by_alias=True))
+        return Attempt.start(work, {**self.store.environment(), **(environment or {})})
+
+    def objects(self, name: str = "anna") -> Objects:
+        """Return what a run left."""
+        return Objects(self.store, self.bucket, f"out/{name}-{RUN}")
+
+
+@dataclass
+class Attempt:
+    """A process and where it works."""
+
+    work: Path
+    process: subprocess.Popen[bytes]
+
+    @classmethod
+    def start(cls, work: Path, store: dict[str, str]) -> Attempt:
+        environment = {
+            **os.environ,
+            **store,
+            "DARKROOM_PLAN": str(work / "plan.json"),
+            "DARKROOM_WORK": str(work / "scratch"),
+            "DARKROOM_TERMINATION_LOG": str(work / "termination"),
+            "DARKROOM_PORT": "0",
+            "DARKROOM_STORE_PATIENCE_SECONDS": "10",
+            "OMP_NUM_THREADS": "1",
+            "HOME": str(work / "home"),
+        }
+        with (work / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "darkroom_trainer"], env=environment, stdout=log, stderr=subprocess.STDOUT
+            )
+        return cls(work, process)
+
+    @property
+    def log(self) -> str:
+        """Return what it said so far."""
+        return (self.work / "log").read_text()
+
+    @property
+    def result(self) -> RunResult:
+        """Return its last word."""
+        result = decode_result((self.work / "termination").read_text())
+        assert result, self.log
+        return result
+
+    def wait(self, timeout: float = 240) -> int:
+        """Return the exit code."""
+        return self.process.wait(timeout)
+
+    def wait_until(self, condition: Callable[[], bool], *, timeout: float = 240) -> None:
+        """Wait for a condition while the process runs."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            assert self.process.poll() is None, f"ended with {self.process.returncode}:\n{self.log}"
+            assert time.monotonic() < deadline, self.log
+            time.sleep(0.02)
+
+    def stop(self, number: signal.Signals) -> int:
+        """Send a signal and return the exit code."""
+        self.process.send_signal(number)
+        return self.wait()
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What lies below a run's prefix."""
+
+    store: Store
+    bucket: str
+    prefix: str
+
+    def keys(self) -> list[str]:
+        """Return all keys, without the prefix."""
+        pages = self.store.client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix)
+        return sorted(it["Key"].removeprefix(f"{self.prefix}/") for page in pages for it in page.get("Contents", []))
+
+    def read(self, key: str) -> bytes:
+        """Return an object's content."""
+        return self.store.client().get_object(Bucket=self.bucket, Key=f"{self.prefix}/{key}")["Body"].read()
+
+    def results(self) -> dict[str, bytes]:
+        """Return all that a person keeps of a run: weights, pictures and losses, byte for byte."""
+        return {
+            key: self.read(key)
+            for key in self.keys()
+            if key.startswith(("checkpoints/", "samples/")) or (key.endswith(".safetensors") and "/" not in key)
+        }

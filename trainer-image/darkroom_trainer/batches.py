@@ -1,0 +1,123 @@
+"""The course of a run: which pictures are shown together at which step.
+
+Everything follows from the pictures, the spec and the seed, so a resumed run needs nothing but its step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from darkroom_api.failures import FailureReason
+from darkroom_api.progress import Bucket, Plan
+from darkroom_api.training import Training
+from darkroom_trainer.buckets import Placement, Size, place
+from darkroom_trainer.dataset import Picture
+from darkroom_trainer.errors import RunError
+from darkroom_trainer.randomness import shuffler
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture and how it is brought to its bucket."""
+
+    picture: Picture
+    placement: Placement
+
+
+@dataclass(frozen=True)
+class Course:
+    """All steps of a run."""
+
+    items: tuple[Item, ...]
+    buckets: dict[Size, list[Item]] = field(repr=False)
+    """Each picture as often as its folder repeats it, by size."""
+    batch_size: int
+    epochs: int
+    seed: int
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """Return the pictures, each once."""
+        return [item.picture for item in self.items]
+
+    @cached_property
+    def steps_per_epoch(self) -> int:
+        """Return the batches of an epoch: a bucket's last may be short, and two buckets never share one."""
+        return sum(-(-len(items) // self.batch_size) for items in self.buckets.values())
+
+    @property
+    def total_steps(self) -> int:
+        """Return the steps of the whole run."""
+        return self.steps_per_epoch * self.epochs
+
+    @property
+    def plan(self) -> Plan:
+        """Return what the status shows."""
+        buckets = [Bucket(width=w, height=h, images=len(items)) for (w, h), items in self.buckets.items()]
+        return Plan(
+            images=len(self.items),
+            buckets=buckets[:512],
+            steps_per_epoch=self.steps_per_epoch,
+            total_steps=self.total_steps,
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return a hash of all that the course depends on; other pictures or captions give another."""
+        parts = [
+            f"{it.picture.name}\0{it.picture.sha256}\0{it.picture.caption}\0{it.picture.repeats}\0{it.placement}"
+            for it in self.items
+        ]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def batch(self, step: int) -> list[Item]:
+        """Return what is shown at a step, from 0."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        if epoch not in self._recent_order:
+            self._recent_order.clear()
+            self._recent_order[epoch] = self.order(epoch)
+        return self._recent_order[epoch][index]
+
+    @cached_property
+    def _recent_order(self) -> dict[int, list[list[Item]]]:
+        """Return the place where the running epoch's order is kept."""
+        return {}
+
+    def order(self, epoch: int) -> list[list[Item]]:
+        """Return an epoch's batches: shuffled inside buckets, cut, then the batches shuffled."""
+        rng = shuffler(self.seed, "order", epoch)
+        batches: list[list[Item]] = []
+        for items in self.buckets.values():
+            shown = list(items)
+            rng.shuffle(shown)
+            batches += [shown[start : start + self.batch_size] for start in range(0, len(shown), self.batch_size)]
+        rng.shuffle(batches)
+        return batches
+
+
+def arrange(pictures: Sequence[Picture], training: Training) -> Course:
+    """Give every picture its bucket.
+
+    Raises:
+        RunError: A picture is too small for any.
+    """
+    items = tuple(
+        Item(picture, place(picture.size, resolution=training.resolution, buckets=training.buckets))
+        for picture in pictures
+    )
+    small = [item.picture for item in items if 0 in item.placement.bucket]
+    if small:
+        names = "\n".join(f"{it.name}: {it.size[0]}x{it.size[1]} pixels" for it in small[:20])
+        raise RunError(
+            FailureReason.DATASET_REJECTED,
+            f"spec.dataset.uri: {len(small)} pictures are smaller than training.buckets.step, "
+            f"{training.buckets.step} pixels, and may not be enlarged:\n{names}",
+            advice="Give larger pictures, or set training.buckets.upscale to true.",
+        )
+    buckets: dict[Size, list[Item]] = {}
+    for item in sorted(items, key=lambda it: it.placement.bucket):
+        buckets.setdefault(item.placement.bucket, []).extend([item] * item.picture.repeats)
+    return Course(items, buckets, training.batch_size, training.epochs, training.seed)

@@ -1,0 +1,191 @@
+"""The pictures: kohya's folders (``20_trigger class``) with captions, looked through once before anything is trained.
+
+Every picture is decoded here, so that a broken one is named in the first seconds and with all the others that are.
+Neighbours: `buckets` and `batches` say how they are shown, `latents` what is kept of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import warnings
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from PIL import Image, ImageOps
+
+from darkroom_api.failures import FailureReason
+from darkroom_trainer.errors import RunError
+
+FORMATS: Final = ("JPEG", "PNG", "WEBP")
+SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp")
+OTHER_PICTURES: Final = (".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".jfif", ".svg", ".raw")
+CAPTION_SUFFIXES: Final = (".txt", ".caption")
+"""In order of preference; kohya's own default is the second."""
+FOLDER: Final = re.compile(r"(?P<repeats>[0-9]+)_(?P<tokens>.*\S.*)")
+MAXIMUM_REPEATS: Final = 10_000
+MAXIMUM_CAPTION_BYTES: Final = 64 * 1024
+_ORIENTATION: Final = 0x0112
+_SHOWN_PROBLEMS: Final = 20
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture with its caption."""
+
+    path: Path
+    name: str
+    """Folder and file, for messages."""
+    folder: str
+    size: tuple[int, int]
+    """Width and height as seen upright."""
+    caption: str
+    repeats: int
+    sha256: str
+
+
+class RejectedError(ValueError):
+    """One thing that is wrong with one file."""
+
+
+def scan(directory: Path) -> list[Picture]:
+    """Return all pictures below a directory, sorted by name.
+
+    Raises:
+        RunError: Something is wrong with the layout, pictures or captions; everything is told at once.
+    """
+    problems: list[str] = []
+    folders = [it for it in sorted(directory.iterdir()) if it.is_dir() and not it.name.startswith(".")]
+    candidates = [(path, *parsed) for folder in folders for path, *parsed in _pictures_of(folder, problems)]
+    problems += [f"{path.name}: lies outside a folder" for path in _pictures_in(directory)]
+    with ThreadPoolExecutor(os.cpu_count(), "inspect") as pool:
+        found = list(pool.map(lambda it: _inspect(*it), candidates))
+    problems += [it for it in found if isinstance(it, str)]
+    pictures = [it for it in found if isinstance(it, Picture)]
+    if not problems and not pictures:
+        names = ", ".join(repr(folder.name) for folder in folders) or "no folder"
+        problems.append(f"there is no picture; found {names}")
+    if problems:
+        raise _refusal(problems)
+    return pictures
+
+
+def _pictures_of(folder: Path, problems: list[str]) -> list[tuple[Path, int, str]]:
+    """Return a folder's pictures with its repeats and class tokens; what is wrong with the folder goes to problems."""
+    paths = _pictures_in(folder)
+    problems += [
+        f"{folder.name}/{path.name}: {path.suffix.lower()} is not allowed"
+        for path in _visible(folder)
+        if path.suffix.lower() in OTHER_PICTURES
+    ]
+    match = FOLDER.fullmatch(folder.name)
+    if not match:
+        if paths:
+            problems.append(f"{folder.name}/: {len(paths)} pictures in a folder that is not named REPEATS_NAME")
+        return []
+    repeats = int(match["repeats"])
+    if not 1 <= repeats <= MAXIMUM_REPEATS:
+        problems.append(f"{folder.name}/: {repeats} repeats; 1 to {MAXIMUM_REPEATS} are allowed")
+        return []
+    if not paths:
+        problems.append(f"{folder.name}/: no picture in it")
+    return [(path, repeats, match["tokens"].strip()) for path in paths]
+
+
+def _visible(folder: Path) -> Iterable[Path]:
+    """Return a folder's files; hidden ones are left out, such as those that macOS puts beside pictures."""
+    return (path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith("."))
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    return [path for path in _visible(folder) if path.suffix.lower() in SUFFIXES]
+
+
+def _inspect(path: Path, repeats: int, tokens: str) -> Picture | str:
+    """Return the picture, or what is wrong with it or its caption."""
+    name = f"{path.parent.name}/{path.name}"
+    try:
+        caption = read_caption(path) or tokens
+        data = path.read_bytes()
+        size = _decode(data)
+    except RejectedError as problem:
+        return f"{name}: {problem}"
+    return Picture(path, name, path.parent.name, size, caption, repeats, hashlib.sha256(data).hexdigest())
+
+
+def read_caption(picture: Path) -> str | None:
+    """Return the first line of a picture's caption, as kohya does; None without a caption file.
+
+    Raises:
+        RejectedError: The file is empty or no text.
+    """
+    for suffix in CAPTION_SUFFIXES:
+        path = picture.with_suffix(suffix)
+        if not path.is_file():
+            continue
+        if path.stat().st_size > MAXIMUM_CAPTION_BYTES:
+            raise RejectedError(
+                f"its caption {path.name} has {path.stat().st_size} bytes; at most {MAXIMUM_CAPTION_BYTES}"
+            )
+        try:
+            text = path.read_text(encoding="utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            raise RejectedError(f"its caption {path.name} is not UTF-8 text") from error
+        if not text or "\0" in text:
+            raise RejectedError(f"its caption {path.name} is empty")
+        return text.splitlines()[0].strip()
+    return None
+
+
+def _decode(data: bytes) -> tuple[int, int]:
+    """Decode a picture to see that it is whole, and return its upright size."""
+    with _open(data) as image:
+        turned = image.getexif().get(_ORIENTATION, 1) in {5, 6, 7, 8}
+        width, height = image.size
+        image.draft("RGB", (max(1, width // 8), max(1, height // 8)))  # a JPEG is checked at an eighth of its size
+        try:
+            image.load()
+        except Exception as error:
+            raise RejectedError(f"cannot be decoded ({error})") from error
+    return (height, width) if turned else (width, height)
+
+
+def _open(data: bytes) -> Image.Image:
+    """Open a picture; one of more pixels than Pillow thinks sane is refused before it is unpacked."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise RejectedError(f"is too large; at most {Image.MAX_IMAGE_PIXELS} pixels are allowed") from error
+    except Exception as error:
+        raise RejectedError("is no picture in JPEG, PNG or WebP format, or is broken") from error
+
+
+def load_rgb(path: Path) -> Image.Image:
+    """Load a picture upright as RGB; what is transparent becomes white."""
+    with _open(path.read_bytes()) as image:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to the darkest 8
+            upright = upright.point(lambda value: value / 256).convert("L")
+        if upright.has_transparency_data:
+            white = Image.new("RGBA", upright.size, "white")
+            upright = Image.alpha_composite(white, upright.convert("RGBA"))
+        return upright.convert("RGB")
+
+
+def _refusal(problems: list[str]) -> RunError:
+    more = f"\n… and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
+    return RunError(
+        FailureReason.DATASET_REJECTED,
+        "spec.dataset.uri: "
+        + "\n".join(problems[:_SHOWN_PROBLEMS])
+        + more
+        + "\nAllowed: folders named REPEATS_NAME, such as '20_sks robot', with pictures (.jpg, .jpeg, .png, .webp) "
+        "and captions of the same name (.txt, not empty).",
+    )

@@ -1,0 +1,79 @@
+"""The VAE's view of every picture, encoded once: without this half of a step would be the VAE's.
+
+Mean and deviation are kept, not one drawn latent, so the encoder's own noise stays alive. A picture is known by its
+content and its place in a bucket; the folder lives and dies with the pod, so it belongs to one VAE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from darkroom_api.failures import FailureReason
+from darkroom_trainer.batches import Item
+from darkroom_trainer.dataset import load_rgb
+from darkroom_trainer.errors import RunError
+
+
+class LatentCache:
+    """Encoded pictures on the local disk."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory = directory
+
+    def fill(self, items: Sequence[Item], vae: AutoencoderKL, *, on_item: Callable[[int], None]) -> None:
+        """Encode what is not there yet, in fp32.
+
+        Args:
+            items: The pictures.
+            vae: The encoder.
+            on_item: Called before each picture with its number from 0; may raise.
+
+        Raises:
+            RunError: A latent is not finite.
+        """
+        for index, item in enumerate(items):
+            on_item(index)
+            path = self._path(item)
+            if not path.exists():
+                save_file(_encode(item, vae), path)
+
+    def draw(self, items: Sequence[Item], generator: torch.Generator) -> torch.Tensor:
+        """Return unscaled latents (B, C, H, W) of a batch, drawn from each picture's distribution, on the CPU."""
+        parts = [load_file(self._path(item)) for item in items]
+        mean_BCHW = torch.stack([part["mean"] for part in parts])
+        deviation_BCHW = torch.stack([part["deviation"] for part in parts])
+        return mean_BCHW + deviation_BCHW * torch.randn(mean_BCHW.shape, generator=generator)
+
+    def _path(self, item: Item) -> Path:
+        (width, height), (scaled_width, scaled_height) = item.placement.bucket, item.placement.scaled
+        place = f"{width}x{height}of{scaled_width}x{scaled_height}"
+        return self._directory / f"{item.picture.sha256}-{place}.safetensors"
+
+
+@torch.no_grad()
+def _encode(item: Item, vae: AutoencoderKL) -> dict[str, torch.Tensor]:
+    pixels_1CHW = to_pixels(item).unsqueeze(0).to(vae.device)
+    distribution = vae.encode(pixels_1CHW).latent_dist
+    mean, deviation = distribution.mean[0].cpu().contiguous(), distribution.std[0].cpu().contiguous()
+    if not (mean.isfinite().all() and deviation.isfinite().all()):
+        raise RunError(
+            FailureReason.MODEL_REJECTED,
+            f"the VAE of spec.baseModel.uri gives numbers that are not finite for {item.picture.name}",
+            advice="Give a base model with a sound VAE, or look at that picture.",
+        )
+    return {"mean": mean, "deviation": deviation}
+
+
+def to_pixels(item: Item) -> torch.Tensor:
+    """Return a picture as its bucket sees it: (C, H, W) in [-1, 1]."""
+    scaled = load_rgb(item.picture.path).resize(item.placement.scaled, Image.Resampling.LANCZOS)
+    pixels_HWC = np.asarray(scaled.crop(item.placement.crop), dtype=np.float32)
+    return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous() / 127.5 - 1

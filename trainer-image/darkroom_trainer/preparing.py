@@ -1,0 +1,84 @@
+"""From a plan to a session: fetch, inspect, bucket, cache, inject. What can be wrong is found first."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from darkroom_api.failures import FailureReason
+from darkroom_api.plan import RunPlan
+from darkroom_api.progress import Stage
+from darkroom_api.uris import parse_s3
+from darkroom_trainer.batches import Course, arrange
+from darkroom_trainer.dataset import scan
+from darkroom_trainer.errors import RunError
+from darkroom_trainer.families import sd15
+from darkroom_trainer.families.recognition import check_family
+from darkroom_trainer.fetching import fetch_base_model, fetch_dataset
+from darkroom_trainer.hardware import BASE_DTYPES, open_accelerator
+from darkroom_trainer.latents import LatentCache
+from darkroom_trainer.lora_format import BaseModelFile, hash_base_model
+from darkroom_trainer.safetensors_file import Header, read_header
+from darkroom_trainer.services import Services
+from darkroom_trainer.session import Session, open_session
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run starts from, fetched and looked through."""
+
+    model: Path
+    header: Header
+    base: Future[BaseModelFile]
+    """Hashes of the model's file, computed beside everything else."""
+    course: Course
+
+    @property
+    def fingerprint(self) -> str:
+        """Return a hash of model, pictures and captions."""
+        return hashlib.sha256(f"{self.base.result().sha256}/{self.course.fingerprint}".encode()).hexdigest()
+
+
+def fetch(plan: RunPlan, services: Services) -> Inputs:
+    """Bring model and pictures onto the local disk, judge both, and give every picture its bucket.
+
+    Raises:
+        RunError: One of them is not there or not usable.
+    """
+    spec, reporter, store = plan.spec, services.reporter, services.store
+    reporter.stage(Stage.FETCHING, "base model")
+    model = fetch_base_model(
+        store, spec.base_model, services.work / "base-model", on_progress=reporter.transfer("base model")
+    )
+    header = read_header(model)
+    check_family(header, model, family=spec.base_model.family)
+    with ThreadPoolExecutor(1, "hash") as pool:
+        base = pool.submit(hash_base_model, model, spec.base_model.sha256)
+        reporter.stage(Stage.FETCHING, "pictures")
+        if spec.dataset.uri is None:
+            raise RunError(FailureReason.INVALID_SPEC, "spec.dataset.name: the plan holds no address for it")
+        pictures = fetch_dataset(
+            store, parse_s3(spec.dataset.uri), services.work / "dataset", on_progress=reporter.transfer("pictures")
+        )
+        reporter.stage(Stage.INSPECTING)
+        return Inputs(model, header, base, arrange(scan(pictures), spec.training))
+
+
+def prepare(plan: RunPlan, services: Services, inputs: Inputs) -> Session:
+    """Load the model, encode the pictures, and put an adapter with its optimizer into the model."""
+    spec, reporter, course = plan.spec, services.reporter, inputs.course
+    reporter.stage(Stage.INSPECTING, "Loading the base model")
+    accelerator = open_accelerator(spec.training.precision, gpus=spec.compute.gpus)
+    model = sd15.load(
+        inputs.model, inputs.header, dtype=BASE_DTYPES[spec.training.precision], device=accelerator.device
+    )
+    latents = LatentCache(services.work / "latents")
+
+    def before_item(index: int) -> None:
+        services.stop.check()
+        reporter.stage(Stage.CACHING, f"picture {index + 1} of {len(course.items)}")
+
+    latents.fill(course.items, model.vae, on_item=before_item)
+    return open_session(spec, course, model, latents=latents, accelerator=accelerator, inputs=inputs.fingerprint)

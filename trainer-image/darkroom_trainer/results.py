@@ -1,0 +1,105 @@
+"""What a run hands over: checkpoints and samples at the end of epochs, and its resume state."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from darkroom_api.layout import checkpoint_directory, sample_file, samples_directory, state_directory, weights_file
+from darkroom_api.progress import Stage
+from darkroom_trainer import lora_format
+from darkroom_trainer.sampling import paint, wanted_pictures
+from darkroom_trainer.services import Services
+from darkroom_trainer.session import Session
+
+METRICS = "metrics.json"
+
+
+@dataclass(frozen=True)
+class Results:
+    """Writes files below the work directory and hands them to the publisher, in the order of their epochs.
+
+    The publisher makes one directory durable after the other, so a state in the store means that all checkpoints and
+    samples before it are there too.
+    """
+
+    name: str
+    session: Session
+    services: Services
+    base: Future[lora_format.BaseModelFile]
+    _attempts: Iterator[int] = field(default_factory=itertools.count, init=False)
+
+    def close_epoch(self, epoch: int) -> None:
+        """Hand over an epoch's checkpoint and samples, then the state; epoch 0 has samples only.
+
+        Raises:
+            StopRequested: In the middle of the samples; the epoch is not closed and its end will be repeated.
+        """
+        spec, position = self.session.spec, self.session.position
+        is_last = epoch == self.session.course.epochs
+        has_checkpoint = epoch > 0 and (is_last or epoch % spec.checkpoints.every_epochs == 0)
+        if has_checkpoint:
+            self._write_checkpoint(epoch, is_last=is_last)
+        if spec.samples.prompts and (is_last or epoch % spec.samples.every_epochs == 0):
+            self._paint_samples(epoch)
+        if has_checkpoint:
+            position.forget_steps()
+        position.closed_epoch = epoch
+        if epoch:
+            self.save_state()
+
+    def save_state(self) -> None:
+        """Hand over the resume state."""
+        step = self.session.position.step
+        self.services.reporter.stage(Stage.SAVING, f"State after step {step}")
+        directory = state_directory(step)
+        # A folder of its own each time: the publisher may still hold an earlier state of the same step.
+        files = self.session.save(self._folder(f"{directory}-{next(self._attempts)}"))
+        self.services.publisher.publish(directory, files, epoch=self.session.epoch, step=step)
+
+    def _write_checkpoint(self, epoch: int, *, is_last: bool) -> None:
+        self.services.reporter.stage(Stage.SAVING, f"Checkpoint of epoch {epoch}")
+        session, step = self.session, self.session.position.step
+        directory = checkpoint_directory(epoch)
+        folder = self._folder(directory)
+        weights = folder / weights_file(self.name, epoch=epoch)
+        about = lora_format.metadata(session.spec, session.course, self.base.result(), name=weights.stem, epoch=epoch)
+        dtype = lora_format.DTYPES[session.spec.checkpoints.precision]
+        weights.write_bytes(lora_format.encode_lora(session.adapter, dtype=dtype, metadata=about))
+        metrics = folder / METRICS
+        metrics.write_text(json.dumps(self._metrics(epoch)))
+        self.services.publisher.publish(directory, [weights, metrics], epoch=epoch, step=step)
+        if is_last:
+            self.services.publisher.publish_final(weights, epoch, step)
+
+    def _metrics(self, epoch: int) -> dict[str, object]:
+        position = self.session.position
+        return {
+            "epoch": epoch,
+            "steps": position.steps,
+            "losses": position.losses,
+            "learningRates": position.learning_rates,
+        }
+
+    def _paint_samples(self, epoch: int) -> None:
+        session, spec, files = self.session, self.session.spec, []
+        directory = samples_directory(epoch)
+        folder = self._folder(directory)
+        pictures = wanted_pictures(spec.samples, resolution=spec.training.resolution)
+        with session.adapter.rounded(lora_format.DTYPES[spec.checkpoints.precision]):
+            for number, (prompt, picture) in enumerate(pictures, start=1):
+                self.services.reporter.stage(Stage.SAMPLING, f"Epoch {epoch}: picture {number} of {len(pictures)}")
+                path = folder / sample_file(prompt, picture.seed)
+                paint(session.model, picture, before_step=self.services.stop.check).save(path)
+                files.append(path)
+        self.services.publisher.publish(directory, files, epoch=epoch, step=session.position.step)
+
+    def _folder(self, directory: str) -> Path:
+        # No fsync: this disk lives no longer than the pod, and the publisher verifies what arrives in the store.
+        folder = self.services.work / "results" / directory
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder

@@ -1,0 +1,106 @@
+"""The safetensors format where the library is not enough: a check before anything is loaded, and the same bytes twice.
+
+The library loads a damaged file with a message for programmers, and it writes metadata in a random order, so that the
+same weights give another file each time. Layout: 8 bytes of header length, the header as JSON, the data.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from darkroom_api.failures import FailureReason
+from darkroom_trainer.errors import RunError
+
+if TYPE_CHECKING:
+    import torch
+
+MAXIMUM_HEADER_BYTES: Final = 100_000_000
+"""What the format's own library accepts."""
+BITS: Final = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64"), 64),
+}
+_PICKLES: Final = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says it holds."""
+
+    shapes: dict[str, tuple[int, ...]]
+    metadata: dict[str, str]
+
+
+def read_header(path: Path) -> Header:
+    """Read and check a file's header without loading any tensor.
+
+    Raises:
+        RunError: It is no safetensors file, or not a whole one.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        if start.startswith(_PICKLES):
+            raise _rejected(path, "is a pickled checkpoint (.ckpt); give it as .safetensors")
+        if len(start) < 8:
+            raise _rejected(path, f"has {size} bytes; a .safetensors file has at least 8")
+        (length,) = struct.unpack("<Q", start)
+        if not 2 <= length <= MAXIMUM_HEADER_BYTES:
+            raise _rejected(path, "does not begin with the header of a .safetensors file")
+        if 8 + length > size:
+            raise _rejected(path, f"is truncated: it has {size} bytes, its header alone says {8 + length}")
+        text = file.read(length)
+    return _parse(path, text, data_bytes=size - 8 - length)
+
+
+def _parse(path: Path, text: bytes, *, data_bytes: int) -> Header:
+    try:
+        header = json.loads(text)
+        metadata = header.pop("__metadata__", None) or {}
+        ends = [_end(entry) for entry in header.values()]
+        shapes = {str(name): tuple(entry["shape"]) for name, entry in header.items()}
+        if not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("metadata that is no text")  # noqa: TRY301 - same end as any other damage
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _rejected(path, f"has a damaged .safetensors header: {error}") from error
+    needed = max(ends, default=0)
+    if needed > data_bytes:
+        raise _rejected(path, f"is truncated: {data_bytes} bytes of tensors are there, its header says {needed}")
+    if needed < data_bytes:
+        raise _rejected(path, f"has {data_bytes - needed} bytes that its header does not know; it is damaged")
+    return Header(shapes, dict(metadata))
+
+
+def _end(entry: dict[str, Any]) -> int:
+    """Return where a tensor's data ends, if its entry is consistent."""
+    begin, end = entry["data_offsets"]
+    shape = entry["shape"]
+    if not all(isinstance(number, int) and number >= 0 for number in (begin, end, *shape)):
+        raise ValueError(f"shape {shape} at {begin} to {end}")
+    if (end - begin) * 8 != math.prod(shape) * BITS.get(entry["dtype"], 0):
+        raise ValueError(f"{entry['dtype']} of shape {shape} in {end - begin} bytes")
+    return int(end)
+
+
+def _rejected(path: Path, problem: str) -> RunError:
+    return RunError(FailureReason.MODEL_REJECTED, f"spec.baseModel.uri: {path.name} {problem}")
+
+
+def encode(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Encode tensors and metadata; equal input gives equal bytes."""
+    from safetensors.torch import save  # torch: seconds that reading a header must not cost
+
+    plain = save(dict(tensors))
+    (length,) = struct.unpack("<Q", plain[:8])
+    header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(plain[8 : 8 + length])}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8, as the format asks
+    return struct.pack("<Q", len(text)) + text + plain[8 + length :]

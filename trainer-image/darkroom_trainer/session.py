@@ -1,0 +1,169 @@
+"""A run in memory: model, adapter, optimizer and position. `step` moves it by one; `train` decides when."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from accelerate import Accelerator
+
+from darkroom_api.failures import FailureReason
+from darkroom_api.lora_training import LoraTrainingSpec
+from darkroom_trainer import objectives, state
+from darkroom_trainer.adapters import TEXT_ENCODER, UNET, Adapter, inject
+from darkroom_trainer.batches import Course, Item
+from darkroom_trainer.captions import present
+from darkroom_trainer.errors import RunError
+from darkroom_trainer.families.sd15 import StableDiffusion
+from darkroom_trainer.latents import LatentCache
+from darkroom_trainer.optimizers import Group, build_optimizer, text_encoder_learning_rate
+from darkroom_trainer.randomness import noise_source, shuffler
+from darkroom_trainer.sampling import encode_texts
+from darkroom_trainer.schedules import schedule_factor
+
+MAXIMUM_GRADIENT_NORM: Final = 1.0
+"""kohya's default: a longer gradient is scaled down."""
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """What a step did."""
+
+    loss: float
+    learning_rate: float
+
+
+@dataclass
+class Session:
+    """Everything that a step reads and changes."""
+
+    spec: LoraTrainingSpec
+    course: Course
+    model: StableDiffusion
+    latents: LatentCache
+    accelerator: Accelerator
+    adapter: Adapter
+    optimizer: Any
+    """accelerate's wrapper around torch's, which knows the loss scaler."""
+    peaks: list[float]
+    """Peak learning rate of each of the optimizer's groups."""
+    inputs: str
+    """Fingerprint of base model and pictures."""
+    position: state.Position = field(default_factory=state.Position)
+
+    @property
+    def is_finished(self) -> bool:
+        """Tell whether all epochs are trained and closed."""
+        return self.position.closed_epoch >= self.course.epochs
+
+    @property
+    def epoch_to_close(self) -> int | None:
+        """Return the epoch whose end has come and whose results are not handed over yet; 0 is before training."""
+        done, rest = divmod(self.position.step, self.course.steps_per_epoch)
+        return done if rest == 0 and self.position.closed_epoch < done else None
+
+    @property
+    def epoch(self) -> int:
+        """Return the epoch of the last step, from 1; 0 before the first."""
+        return math.ceil(self.position.step / self.course.steps_per_epoch)
+
+    def step(self) -> Stepped:
+        """Train on the next batch.
+
+        Raises:
+            RunError: The loss is not finite.
+        """
+        number, training = self.position.step, self.spec.training
+        factor = schedule_factor(training.schedule, number, self.course.total_steps)
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
+        batch = self.course.batch(number)
+        loss = self._loss(batch, number)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise _not_finite(value, batch, step=number + 1, epoch=number // self.course.steps_per_epoch + 1)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.adapter.named_parameters().values(), MAXIMUM_GRADIENT_NORM)
+        self.optimizer.step()
+        self.position.record(value, self.peaks[0] * factor)
+        return Stepped(value, self.peaks[0] * factor)
+
+    def _loss(self, batch: list[Item], step: int) -> torch.Tensor:
+        training, model = self.spec.training, self.model
+        alphas_T = model.scheduler.alphas_cumprod
+        generator = noise_source(training.seed, "noise", step)
+        latents = self.latents.draw(batch, generator) * model.vae.config.scaling_factor
+        noised = objectives.add_noise(latents.to(model.device), alphas_T, generator)
+        rng = shuffler(training.seed, "captions", step)
+        captions = [present(item.picture.caption, training.captions, rng) for item in batch]
+        with self.accelerator.autocast():
+            conditions_BLD = encode_texts(model, captions)
+            predicted = model.unet(
+                noised.latents_BCHW.to(model.dtype),
+                noised.timesteps_B.to(model.device),
+                encoder_hidden_states=conditions_BLD,
+                return_dict=False,
+            )[0]
+        return objectives.loss(predicted, noised, objectives.weights(noised.timesteps_B, alphas_T, training.objective))
+
+    def save(self, directory: Path) -> list[Path]:
+        """Write the resume state and return its files."""
+        scaler = self.accelerator.scaler
+        return state.save(
+            directory,
+            self.position,
+            parameters=self.adapter.named_parameters(),
+            optimizer=self.optimizer.optimizer,
+            scaler=scaler.state_dict() if scaler else {},
+            inputs=self.inputs,
+        )
+
+    def load(self, directory: Path) -> None:
+        """Go on from a resume state."""
+        self.position, scaler = state.load(
+            directory,
+            parameters=self.adapter.named_parameters(),
+            optimizer=self.optimizer.optimizer,
+            inputs=self.inputs,
+        )
+        if self.accelerator.scaler and scaler:
+            self.accelerator.scaler.load_state_dict(scaler)
+
+
+def open_session(
+    spec: LoraTrainingSpec,
+    course: Course,
+    model: StableDiffusion,
+    *,
+    latents: LatentCache,
+    accelerator: Accelerator,
+    inputs: str,
+) -> Session:
+    """Put the adapter into the model and an optimizer over it."""
+    training = spec.training
+    text_rate = text_encoder_learning_rate(training.optimizer)
+    adapter = inject(spec.network, model, seed=training.seed, train_text_encoder=text_rate > 0)
+    if training.gradient_checkpointing:
+        model.unet.enable_gradient_checkpointing()
+        model.unet.train()  # diffusers heeds it in training mode only; SD 1.5 has no dropout that this would wake
+    rates = {UNET: training.optimizer.learning_rate, TEXT_ENCODER: text_rate}
+    groups = [
+        Group(list(weights.values()), rate)
+        for part, rate in rates.items()
+        if (weights := adapter.named_parameters(part))
+    ]
+    optimizer = accelerator.prepare(build_optimizer(training.optimizer, groups))
+    peaks = [group.learning_rate for group in groups]
+    return Session(spec, course, model, latents, accelerator, adapter, optimizer, peaks, inputs)
+
+
+def _not_finite(loss: float, batch: list[Item], *, step: int, epoch: int) -> RunError:
+    names = ", ".join(item.picture.name for item in batch)
+    return RunError(
+        FailureReason.LOSS_NOT_FINITE,
+        f"the loss of step {step} in epoch {epoch} is {loss}; its pictures: {names[:500]}",
+    )

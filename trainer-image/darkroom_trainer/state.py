@@ -1,0 +1,133 @@
+"""What a run needs to go on exactly where it was: weights, the optimizer's tensors, and a few numbers.
+
+Plain tensors and JSON, nothing pickled: a state comes back from a bucket that others may write to. Everything else
+(order, noise, captions, learning rate) follows from the step.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from darkroom_api.failures import FailureReason
+from darkroom_trainer.errors import RunError
+
+ADAPTER: Final = "adapter.safetensors"
+OPTIMIZER: Final = "optimizer.safetensors"
+NUMBERS: Final = "state.json"
+FORMAT: Final = 1
+
+
+@dataclass
+class Position:
+    """Where a run is."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    closed_epoch: int = -1
+    """Last epoch whose checkpoint and samples were handed over; 0 stands for the samples before training."""
+    steps: list[int] = field(default_factory=list)
+    """Steps since the last checkpoint, from 1, with their losses and learning rates."""
+    losses: list[float] = field(default_factory=list)
+    learning_rates: list[float] = field(default_factory=list)
+
+    def record(self, loss: float, learning_rate: float) -> None:
+        """Count a step."""
+        self.step += 1
+        self.steps.append(self.step)
+        self.losses.append(loss)
+        self.learning_rates.append(learning_rate)
+
+    def forget_steps(self) -> None:
+        """Start a new list of steps, after a checkpoint took the last one."""
+        self.steps, self.losses, self.learning_rates = [], [], []
+
+
+def save(
+    directory: Path,
+    position: Position,
+    *,
+    parameters: Mapping[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    scaler: Mapping[str, Any],
+    inputs: str,
+) -> list[Path]:
+    """Write a state and return its files.
+
+    Args:
+        directory: Where to.
+        position: Where the run is.
+        parameters: The trained weights.
+        optimizer: Their optimizer.
+        scaler: State of the loss scaler; empty without one.
+        inputs: Fingerprint of base model and pictures; a resume with others is refused.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file({name: _plain(it) for name, it in parameters.items()}, directory / ADAPTER)
+    save_file(_optimizer_tensors(optimizer), directory / OPTIMIZER)
+    numbers = {"format": FORMAT, "inputs": inputs, "scaler": dict(scaler), "position": asdict(position)}
+    (directory / NUMBERS).write_text(json.dumps(numbers))
+    return [directory / name for name in (ADAPTER, OPTIMIZER, NUMBERS)]
+
+
+def load(
+    directory: Path, *, parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, inputs: str
+) -> tuple[Position, dict[str, Any]]:
+    """Fill weights and optimizer from a saved state; return the position and the loss scaler's state.
+
+    Raises:
+        RunError: The state was made from other pictures or another base model, or cannot be read.
+    """
+    try:
+        numbers = json.loads((directory / NUMBERS).read_text())
+        if numbers["format"] != FORMAT:
+            raise ValueError(f"format {numbers['format']}, this trainer reads {FORMAT}")  # noqa: TRY301
+        weights, moments = load_file(directory / ADAPTER), load_file(directory / OPTIMIZER)
+        position = Position(**numbers["position"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise RunError(
+            FailureReason.INTERNAL_ERROR,
+            f"the saved state {directory.name} cannot be read: {error}",
+            advice="Delete this state below the run's prefix to go on from an older one.",
+        ) from error
+    if numbers["inputs"] != inputs:
+        raise RunError(
+            FailureReason.DATASET_REJECTED,
+            "spec.dataset or spec.baseModel: the pictures, captions or base model changed since this run began, "
+            "so it cannot go on exactly",
+            advice="Apply the training under a new name, or put the earlier files back.",
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+    _fill_optimizer(optimizer, moments)
+    return position, numbers["scaler"]
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().cpu().contiguous()
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Return all per-weight tensors as ``INDEX.NAME``."""
+    return {
+        f"{index}.{name}": _plain(value)
+        for index, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+        if isinstance(value, torch.Tensor)  # Adafactor keeps a None where a tensor is not factored
+    }
+
+
+def _fill_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
