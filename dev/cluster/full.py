@@ -287,7 +287,7 @@ def _stop_softly(layout: Layout) -> None:
         programs.stop(name, grace=1.0 if name == "kube-apiserver" else 5.0)  # open watches would hold it up
     runtime = programs.find("containerd")
     if runtime is not None and is_alive(runtime):
-        with suppress(OSError):
+        with suppress(ClusterError):  # a containerd that does not answer is killed next, and its containers with it
             node.remove_containers(layout)
 
 

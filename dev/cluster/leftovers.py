@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from dev.cluster.console import ClusterError
 from dev.cluster.paths import Layout
 from dev.cluster.processes import end_process, start_ticks
 from dev.cluster.waiting import wait_for
@@ -87,9 +87,11 @@ def mounts_below(*roots: Path) -> list[str]:
 
 def unmount(layout: Layout) -> None:
     """Detach every mount of the cluster: root file systems, volumes, network namespaces."""
-    deadline = time.monotonic() + 20
-    while (points := mounts_below(layout.run, layout.data)) and time.monotonic() < deadline:
-        subprocess.run(["umount", "--lazy", *points], capture_output=True, check=False)
+    while points := mounts_below(layout.run, layout.data):
+        result = subprocess.run(["umount", "--lazy", *points], capture_output=True, text=True, check=False)
+        left = mounts_below(layout.run, layout.data)
+        if len(left) >= len(points):  # several mounts may lie on one point: another round helps as long as one goes
+            raise ClusterError(f"these mounts of the cluster cannot be detached: {', '.join(left)}\n{result.stderr}")
 
 
 def _remove_links(layout: Layout) -> None:

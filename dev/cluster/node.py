@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dev.cluster import binaries
 from dev.cluster.components import Site
+from dev.cluster.console import ClusterError
 from dev.cluster.leftovers import CGROUP
 from dev.cluster.network import ADDRESS, BRIDGE, POD_RANGE
 from dev.cluster.paths import Layout
@@ -159,7 +160,10 @@ def kube_proxy(site: Site) -> list[str]:
 def ctr(layout: Layout, *arguments: str, check: bool = True) -> str:
     """Run containerd's own client in the kubelet's namespace."""
     command = ["/usr/bin/ctr", "--address", str(socket_path(layout)), "--namespace", "k8s.io", *arguments]
-    return subprocess.run(command, check=check, capture_output=True, text=True).stdout
+    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    if check and result.returncode:
+        raise ClusterError(f"containerd refused `ctr {' '.join(arguments)}`: {result.stderr.strip()[-1000:]}")
+    return result.stdout
 
 
 def is_answering(layout: Layout) -> bool:

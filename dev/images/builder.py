@@ -94,8 +94,11 @@ class Buildah:
         run_logged(self.command("bud", *options), log, what=f"building {reference}")
 
     def push(self, reference: str, target: str, *, tls: bool, log: Path) -> None:
-        """Push; a layer that the registry has already is neither packed nor sent again."""
-        options = [f"--tls-verify={str(tls).lower()}"]
+        """Push; a layer that the registry has already is neither packed nor sent again.
+
+        Zstandard at its fastest: for gigabytes of libraries a third of gzip's time, and smaller.
+        """
+        options = [f"--tls-verify={str(tls).lower()}", "--compression-format=zstd", "--compression-level=1"]
         run_logged(
             self.command("push", *options, reference, f"docker://{target}"),
             log,
