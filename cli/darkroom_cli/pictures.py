@@ -11,7 +11,9 @@ from darkroom_api.uris import check_key
 from darkroom_cli.errors import UserError
 
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
-CAPTION = ".txt"
+CAPTIONS = frozenset({".caption", ".txt"})
+"""In lower case only: the trainer looks for exactly these."""
+ALLOWED = ", ".join(sorted(PICTURES | CAPTIONS))
 KOHYA_FOLDER = re.compile(r"^([1-9][0-9]*)_(.+)$")
 SHOWN = 10
 """Files that a message names before it says how many more there are."""
@@ -101,21 +103,20 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _problems(files: Iterable[Path]) -> Iterator[str]:
     stems: dict[str, Path] = {}
-    captions = []
+    captions: list[Path] = []
     for path in files:
-        suffix = path.suffix.lower()
-        if suffix == CAPTION:
+        if path.suffix in CAPTIONS:
             captions.append(path)
-        elif suffix in PICTURES:
+        elif path.suffix.lower() in PICTURES:
             if twin := stems.get(path.stem.lower()):
                 yield f"  {path}: {twin.name} has the same name but for case or ending; their captions would collide"
             stems[path.stem.lower()] = path
         else:
-            yield f"  {path}: {suffix or 'no ending'} is not allowed; give {', '.join(sorted(PICTURES))} and {CAPTION}"
+            yield f"  {path}: {path.suffix or 'no ending'} is not allowed; give {ALLOWED}"
             continue
         yield from _file_problems(path)
     for path in captions:
-        if path.stem.lower() not in stems:
+        if path.stem not in {picture.stem for picture in stems.values()}:
             yield f"  {path}: a caption without its picture; remove it or add the picture"
 
 

@@ -18,7 +18,6 @@ from botocore.exceptions import BotoCoreError, ClientError
 from rich.console import Console
 
 from darkroom_api.uris import S3Location, parse_s3
-from darkroom_cli.pictures import KOHYA_FOLDER, Subject
 from darkroom_cli.push import push
 from darkroom_cli.store import Access, Store
 from dev.cluster.console import ClusterError, stage
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 BASE_MODEL = REPOSITORY / "examples" / "base-model" / "tiny-sd15.safetensors"
-SUBJECT = Subject(repeats=10, trigger="sks", class_name="robot")
 
 
 def client(endpoint: Endpoint) -> S3Client:
@@ -78,12 +76,11 @@ def upload_pictures(site: Site, console: Console) -> None:
         for bucket in {target.bucket, parse_s3(site.spec().output.uri).bucket}:
             _ensure_bucket(s3, bucket)
         _forget_other_pictures(s3, target, folder=folder)
-    foldered = any(KOHYA_FOLDER.match(entry.name) for entry in folder.iterdir() if entry.is_dir())
-    push(folder, target, subject=None if foldered else SUBJECT, store=open_store(site.state.s3), console=console)
+    push(folder, target, subject=None, store=open_store(site.state.s3), console=console)
 
 
 def draw_pictures() -> Path:
-    """Return a folder with freshly drawn pictures and captions."""
+    """Return a folder that holds the folder `20_sks robot` with freshly drawn pictures and captions."""
     folder = scratch() / "pictures"
     with stage("draw pictures of a new character"):
         shutil.rmtree(folder, ignore_errors=True)

@@ -41,7 +41,12 @@ def test_kohyas_folders_keep_their_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "told"),
     [
-        (["a.png", "clip.mp4"], r"clip\.mp4: \.mp4 is not allowed; give \.jpeg, \.jpg, \.png, \.webp and \.txt"),
+        (
+            ["a.png", "clip.mp4"],
+            r"clip\.mp4: \.mp4 is not allowed; give \.caption, \.jpeg, \.jpg, \.png, \.txt, \.webp",
+        ),
+        (["a.png", "a.TXT"], r"a\.TXT: \.TXT is not allowed"),
+        (["a.png", "A.txt"], r"A\.txt: a caption without its picture"),
         (["a.png", "README"], r"README: no ending is not allowed"),
         (["a.png", "b.txt"], r"b\.txt: a caption without its picture"),
         (["a.png", "A.jpg"], r"a\.png: A\.jpg has the same name but for case or ending"),
