@@ -50,9 +50,8 @@ def _down(arguments: argparse.Namespace) -> int:
 
 
 def _status(_: argparse.Namespace) -> int:
-    if existing.is_chosen():
-        return _up(argparse.Namespace(fake_gpus=0))
-    text, healthy = status.describe(full_layout())
+    chosen = existing.is_chosen()
+    text, healthy = existing.describe(existing_layout()) if chosen else status.describe(full_layout())
     print(text)
     return 0 if healthy else 1
 

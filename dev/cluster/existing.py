@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import time
@@ -39,11 +40,18 @@ def _required(environment: Mapping[str, str], name: str, what: str) -> str:
     return value
 
 
+def kubectl() -> str:
+    """Return the kubectl of whoever has a cluster; only without one is it built, which takes minutes."""
+    found = shutil.which("kubectl")
+    if found:
+        return found
+    binaries.ensure(binaries.KUBERNETES)
+    return str(binaries.kubernetes_directory() / "kubectl")
+
+
 def api_server(kubeconfig: str) -> ApiServer:
     """Return a client for a kubeconfig's current context."""
-    binaries.ensure(binaries.KUBERNETES)
-    kubectl = binaries.kubernetes_directory() / "kubectl"
-    command = [str(kubectl), "config", "view", "--minify", "--flatten", "--raw", "--output=json"]
+    command = [kubectl(), "config", "view", "--minify", "--flatten", "--raw", "--output=json"]
     environment = {**os.environ, "KUBECONFIG": kubeconfig}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if result.returncode:
@@ -73,6 +81,7 @@ def up(layout: Layout, environment: Mapping[str, str] = os.environ) -> State:
     kubeconfig = _required(environment, "KUBECONFIG", "the file with which kubectl reaches the cluster")
     target = _required(environment, "DARKROOM_REGISTRY", "HOST:PORT of an image registry that its nodes pull from")
     with exclusive(layout):
+        binaries.ensure_helm()
         with stage("look at the existing cluster and its registry"):
             server = api_server(kubeconfig)
             status, body = server.request("GET", "/version")
@@ -116,6 +125,21 @@ def _own_endpoint(layout: Layout, server: str, environment: Mapping[str, str]) -
             programs, endpoint, data=layout.data / "objects", sockets=layout.run / "seaweedfs", buckets=BUCKETS
         )
     return endpoint
+
+
+def describe(layout: Layout) -> tuple[str, bool]:
+    """Return a text for a person, and whether cluster, registry and store can be used."""
+    state = State.read(layout)
+    if state is None:
+        return "no existing cluster is in use yet (CLUSTER=existing python -m dev.cluster up)", False
+    server = api_server(state.kubeconfig)
+    parts = {
+        f"API server      {server.url}": server.request("GET", "/version")[0] == 200,
+        f"image registry  {state.registry}": registry.speaks_tls(state.registry.partition("/")[0]) is not None,
+        f"S3 store        {state.s3.url}": storage.is_healthy(state.s3.url),
+    }
+    lines = [f"  {what} {'answers' if holds else 'does NOT answer'}" for what, holds in parts.items()]
+    return "\n".join(["an existing cluster is in use", *lines]), all(parts.values())
 
 
 def down(layout: Layout) -> None:

@@ -150,6 +150,7 @@ def _start(layout: Layout) -> State:
         say("  the start failed; stopping what was started")
         with suppress(ClusterError):  # the first error is the one to show
             clear(layout)
+        say("  if it fails again: `python -m dev.cluster down --purge` also removes kept images and objects")
         raise
     say(f"the cluster is up after {time.monotonic() - begin:.1f} s")
     return state

@@ -206,9 +206,13 @@ def test_an_existing_cluster_is_used_and_not_touched() -> None:
     assert is_healthy(beside.s3.url)
     assert beside.s3.url != state.s3.url
     assert f"export DARKROOM_S3_ENDPOINT={beside.s3.url}" in cluster("env", **chosen).stdout
+    status = cluster("status", **chosen)
+    assert status.returncode == 0
+    assert "does NOT answer" not in status.stdout
     given = {"DARKROOM_S3_ENDPOINT": state.s3.url, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
     assert cluster("down", **chosen).returncode == 0
     assert not is_healthy(beside.s3.url)
+    assert cluster("status", **chosen).returncode == 1
     assert cluster("up", **chosen, **given).returncode == 0
     assert not full.supervisor(existing_layout()).records(), "a given store: nothing is started"
     assert cluster("down", **chosen).returncode == 0
