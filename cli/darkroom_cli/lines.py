@@ -15,7 +15,7 @@ def state_text(status: TrainingStatus, *, epochs: int) -> str:
     """Return the state in one line: stage, epoch, step, loss, speed, time to the end."""
     progress = status.progress
     if status.phase is not Phase.RUNNING or progress is None:
-        return " ".join(filter(None, (str(status.phase or "Pending"), waiting_text(status))))
+        return ": ".join(filter(None, (status.phase or Phase.PENDING, waiting_text(status))))
     return "  ".join(_progress_parts(progress, epochs=epochs))
 
 
@@ -27,7 +27,7 @@ def waiting_text(status: TrainingStatus) -> str:
     for kind in (ConditionType.REFERENCES_RESOLVED, ConditionType.PROGRESSING, ConditionType.READY):
         condition = told.get(kind)
         if condition and condition.status != "True" and condition.message:
-            return f"({condition.reason}: {condition.message})"
+            return condition.message if condition.reason == status.phase else f"{condition.reason}: {condition.message}"
     return ""
 
 

@@ -128,7 +128,7 @@ def test_a_run_that_is_stuck_says_why_once() -> None:
     }
     stuck = {"phase": "Pending", "conditions": [condition]}
     _, text = run(Answers([stuck, stuck, stuck, SUCCEEDED]))
-    assert text.count("Pending (Unschedulable: 0/1 nodes fit)") == 1
+    assert text.count("Pending: Unschedulable: 0/1 nodes fit") == 1
 
 
 def test_a_retried_attempt_is_told() -> None:
