@@ -264,7 +264,13 @@ def set_fake_gpus(layout: Layout, count: int) -> None:
     )
     if status != 200:
         raise ClusterError(f"the node does not take fake GPUs: {status} {body.decode(errors='replace')[:300]}")
-    say(f"  {node.NAME} claims {count} GPUs")
+
+    def allocatable() -> bool:
+        found = client.get(f"/api/v1/nodes/{node.NAME}") or {}
+        return bool(found.get("status", {}).get("allocatable", {}).get("nvidia.com/gpu") == str(count))
+
+    with stage(f"have {node.NAME} claim {count} GPUs", usual="up to 10 s"):
+        wait_for(allocatable, f"{node.NAME} claims {count} GPUs", timeout=60, pause=0.3)
 
 
 def down(layout: Layout, *, purge: bool = False) -> None:

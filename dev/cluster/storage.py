@@ -5,8 +5,12 @@ The full cluster runs one on the bridge's address; a test takes an `ObjectStore`
 
 from __future__ import annotations
 
+import errno
 import http.client
 import secrets
+import socket
+import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -107,6 +111,7 @@ def start(
     parts = urlsplit(endpoint.url)
     assert parts.hostname is not None, "an endpoint made by new_endpoint"
     assert parts.port is not None, "an endpoint made by new_endpoint"
+    sweep_sockets(now=time.time())
     data.mkdir(parents=True, exist_ok=True)
     sockets.mkdir(parents=True, exist_ok=True)
     argv = command(
@@ -121,6 +126,14 @@ def start(
         check=lambda: supervisor.check(record),
     )
     return record
+
+
+def sweep_sockets(directory: Path = Path("/tmp"), *, now: float) -> None:
+    """Remove the sockets of servers that were killed: nobody listens, and they are not just being made."""
+    for path in directory.glob("seaweedfs-*.sock"):
+        with suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+            if now - path.stat().st_mtime > 60 and probe.connect_ex(str(path)) == errno.ECONNREFUSED:
+                path.unlink()
 
 
 def stop(supervisor: Supervisor, *, grace: float = 5.0) -> None:

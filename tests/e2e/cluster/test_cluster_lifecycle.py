@@ -108,6 +108,9 @@ def test_up_from_whatever_state_this_machine_is_in() -> None:
     status = cluster("status")
     assert status.returncode == 0
     assert "node1 Ready" in status.stdout
+    assert cluster("up", "--fake-gpus", "8").returncode == 0
+    assert "GPUs 8" in cluster("status").stdout
+    assert pids() == before
 
 
 def test_everything_killed_and_a_torn_record() -> None:

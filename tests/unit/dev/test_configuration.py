@@ -119,6 +119,21 @@ def test_every_port_of_the_store_is_chosen() -> None:
     assert "-bucket=a,b" in argv
 
 
+def test_only_old_sockets_without_a_server_are_swept(tmp_path: Path) -> None:
+    listening, dead = tmp_path / "seaweedfs-s3-grpc-1.sock", tmp_path / "seaweedfs-s3-grpc-2.sock"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(listening))
+        server.listen()
+        with socket.socket(socket.AF_UNIX) as gone:
+            gone.bind(str(dead))
+        made = dead.stat().st_mtime
+        storage.sweep_sockets(tmp_path, now=made + 1)
+        assert dead.exists(), "it may be about to listen"
+        storage.sweep_sockets(tmp_path, now=made + 3600)
+        assert not dead.exists()
+        assert listening.exists()
+
+
 def test_the_cache_can_be_moved(tmp_path: Path) -> None:
     assert cache_directory({"DARKROOM_CACHE": str(tmp_path)}) == tmp_path
     assert cache_directory({}).name == "darkroom"
