@@ -84,7 +84,7 @@ def _standing(status: TrainingStatus) -> tuple[Phase, str]:
     return status.phase or Phase.PENDING, waiting_text(status)
 
 
-def final_lines(status: TrainingStatus) -> Iterator[str]:
+def final_lines(status: TrainingStatus, *, namespace: str) -> Iterator[str]:
     """Yield what is to be said at the end."""
     seconds = (
         f" after {duration_text((status.completion_time - status.start_time).total_seconds())}"
@@ -98,4 +98,4 @@ def final_lines(status: TrainingStatus) -> Iterator[str]:
         yield f"{status.failure.reason}: {status.failure.message}"
         yield f"what to do: {status.failure.advice}"
         if status.failure.pod:
-            yield f"its log: kubectl logs {status.failure.pod}"
+            yield f"its log: kubectl logs --namespace {namespace} {status.failure.pod}"

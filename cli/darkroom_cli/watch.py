@@ -51,7 +51,7 @@ def watch(
             clock.sleep(interval)
             training = _read_again(reader, before=training, view=view, clock=clock)
             view.show(training)
-    for line in final_lines(training.status):
+    for line in final_lines(training.status, namespace=training.namespace):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     return 0 if training.status.phase is Phase.SUCCEEDED else 1
 

@@ -73,10 +73,15 @@ def operator_state(site: Site) -> str:
         [
             site.kubectl("get", "pods", *where, "--output=wide", check=False),
             site.kubectl("get", "events", *where, "--field-selector=type=Warning", check=False),
-            "the operator's last lines:",
-            site.kubectl("logs", f"deployment/{RELEASE}", *where, "--tail=20", check=False),
+            operator_log(site),
         ]
     )
+
+
+def operator_log(site: Site) -> str:
+    """Return the operator's last lines."""
+    text = site.kubectl("logs", f"deployment/{RELEASE}", "--namespace", SYSTEM_NAMESPACE, "--tail=20", check=False)
+    return f"the operator's last lines:\n{text}"
 
 
 def uninstall(site: Site) -> None:

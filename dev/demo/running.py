@@ -15,7 +15,7 @@ from darkroom_cli.watch import watch
 from dev.cluster.console import ClusterError, stage
 from dev.cluster.paths import REPOSITORY
 from dev.demo.data import open_store
-from dev.demo.installing import operator_state
+from dev.demo.installing import operator_log
 from dev.demo.site import NAMESPACE, SHEET, Site
 
 KIND = "loratrainings.darkroom.dev"
@@ -50,7 +50,7 @@ def follow(site: Site, console: Console) -> Training:
     """
     reader = _reader(site)
     if watch(reader, reader.reference, console=console) != 0:
-        raise ClusterError(f"the training failed\n{pod_state(site)}\n{operator_state(site)}")
+        raise ClusterError(f"the training failed\n{pod_state(site)}\n{operator_log(site)}")
     return read_existing(reader, reader.reference)
 
 

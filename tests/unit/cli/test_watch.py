@@ -114,7 +114,7 @@ def test_a_failed_run_tells_what_to_do_and_exits_with_1() -> None:
         "Failed",
         "NotFound: s3://b/k: no such key",
         "what to do: Check the key.",
-        "its log: kubectl logs anna-x",
+        "its log: kubectl logs --namespace studio anna-x",
     ]
 
 
