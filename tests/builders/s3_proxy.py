@@ -32,7 +32,7 @@ _HOP = {"connection", "expect", "keep-alive", "transfer-encoding"}
 class Fault:
     """What goes wrong, with which requests, and how often."""
 
-    kind: Literal["reset", "busy", "reset-upload", "reset-download", "delay"]
+    kind: Literal["reset", "busy", "reset-upload", "reset-download", "lose-answer", "delay"]
     method: str = ""
     """Only requests of this method; empty: all."""
     path: str = ""
@@ -172,7 +172,11 @@ class _Handler(BaseHTTPRequestHandler):
             for chunk in self._chunks(self.rfile, length, fault, "reset-upload"):
                 upstream.send(chunk)
                 self.server.proxy._count(len(chunk))
-            self._give_back(upstream.getresponse(), fault)
+            response = upstream.getresponse()
+            if fault and fault.kind == "lose-answer":
+                response.read()
+                raise _ResetError
+            self._give_back(response, fault)
         finally:
             upstream.close()
 
