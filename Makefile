@@ -50,7 +50,7 @@ cluster-status: $(READY) ## Show what runs, since when and where
 .PHONY: images
 images: $(READY) ## Build both images and push them to the cluster's registry
 	$(PYTHON) -m dev.cluster up
-	$(PYTHON) -m dev.images push
+	$(PYTHON) -m dev.images load
 
 ##@ Develop
 
@@ -112,8 +112,11 @@ test-unit: $(READY) ## Pure functions and small models; needs nothing
 
 .PHONY: test-integration
 test-integration: $(READY) ## Against a real API server, etcd, controller-manager and S3 server (built once, about 10 min)
+	$(PYTHON) -m dev.cluster build --control-plane
 	$(PYTEST) tests/integration
 
 .PHONY: test-e2e
 test-e2e: $(READY) ## On a real node with the real images and the chart (root; builds images once, about 8 min)
+	$(PYTHON) -m dev.cluster up
+	$(PYTHON) -m dev.images load
 	$(PYTEST) tests/e2e

@@ -1,4 +1,4 @@
-"""Paint as any user of diffusers would: `from_single_file`, `load_lora_weights`, prompt and seed. None of our own code."""
+"""Paint as a user of diffusers would: `from_single_file`, `load_lora_weights`, prompt and seed; none of our code."""
 
 from __future__ import annotations
 
