@@ -145,10 +145,10 @@ def read_caption(picture: Path) -> str | None:
 def _decode(data: bytes) -> tuple[int, int]:
     """Decode a picture to see that it is whole, and return its upright size."""
     with _open(data) as image:
-        turned = image.getexif().get(_ORIENTATION, 1) in {5, 6, 7, 8}
         width, height = image.size
-        image.draft("RGB", (max(1, width // 8), max(1, height // 8)))  # a JPEG is checked at an eighth of its size
         try:
+            turned = image.getexif().get(_ORIENTATION, 1) in {5, 6, 7, 8}
+            image.draft("RGB", (max(1, width // 8), max(1, height // 8)))  # a JPEG is checked at an eighth of its size
             image.load()
         except Exception as error:
             raise RejectedError(f"cannot be decoded ({error})") from error

@@ -1,0 +1,166 @@
+"""A checkpoint's file: what others read in it, and that it paints what the training painted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load, save
+
+from darkroom_api.lora_training import LoraTrainingSpec
+from darkroom_api.networks import LoRA
+from darkroom_trainer import lora_format, sampling
+from darkroom_trainer.adapters import Adapter, inject
+from darkroom_trainer.batches import arrange
+from darkroom_trainer.dataset import scan
+from darkroom_trainer.families.sd15 import StableDiffusion
+from tests.builders.pictures import write_pictures
+from tests.e2e.painting import pipeline
+
+Load = Callable[..., StableDiffusion]
+PICTURE = sampling.Picture(
+    prompt="sks robot", negative_prompt="blurred", seed=7, width=96, height=64, steps=3, guidance_scale=5.0
+)
+
+
+def trained(model: StableDiffusion, *, rank: int = 4, alpha: float = 2, text_encoder: bool = True) -> Adapter:
+    """Inject an adapter and give it weights that change what is painted, as training would."""
+    adapter = inject(LoRA(rank=rank, alpha=alpha), model, seed=1, train_text_encoder=text_encoder)
+    generator = torch.Generator().manual_seed(5)
+    for pair in adapter.pairs:
+        pair.up.data = torch.randn(pair.up.shape, generator=generator) * 0.3
+    return adapter
+
+
+def pixels(image: Any) -> np.ndarray:
+    return np.asarray(image, dtype=np.int16)
+
+
+def spec(**changes: Any) -> LoraTrainingSpec:
+    required = {"baseModel": {"uri": "s3://abc/m"}, "dataset": {"uri": "s3://abc/d"}, "output": {"uri": "s3://abc/o"}}
+    return LoraTrainingSpec.model_validate({**required, **changes})
+
+
+@pytest.mark.parametrize(("precision", "alpha"), [("FP32", 2.0), ("FP16", 2.0), ("BF16", 2.0), ("FP16", 0.3)])
+def test_diffusers_paints_the_picture_of_the_training(
+    load_model: Load, base_file: Path, tmp_path: Path, precision: str, alpha: float
+) -> None:
+    model = load_model()
+    before = sampling.paint(model, PICTURE)
+    adapter = trained(model, alpha=alpha)
+    dtype = lora_format.DTYPES[precision]
+    with adapter.rounded(dtype):
+        ours = sampling.paint(model, PICTURE)
+    (tmp_path / "lora.safetensors").write_bytes(lora_format.encode_lora(adapter, dtype=dtype, metadata={}))
+
+    pipe = pipeline(base_file)
+    pipe.unload_lora_weights()
+    generator = {"generator": torch.Generator().manual_seed(PICTURE.seed)}
+    arguments = {
+        "prompt": PICTURE.prompt,
+        "negative_prompt": PICTURE.negative_prompt,
+        "width": PICTURE.width,
+        "height": PICTURE.height,
+        "num_inference_steps": PICTURE.steps,
+        "guidance_scale": PICTURE.guidance_scale,
+    }
+    plain = pipe(**arguments, **generator).images[0]
+    pipe.load_lora_weights(tmp_path, weight_name="lora.safetensors")
+    generator["generator"].manual_seed(PICTURE.seed)
+    theirs = pipe(**arguments, **generator).images[0]
+    pipe.unload_lora_weights()
+
+    assert np.array_equal(pixels(before), pixels(plain))
+    assert np.array_equal(pixels(ours), pixels(theirs))
+    assert np.abs(pixels(ours) - pixels(before)).max() > 3
+
+
+def test_an_adapter_changes_nothing_before_training(load_model: Load) -> None:
+    model = load_model()
+    before = sampling.paint(model, PICTURE)
+    inject(LoRA(), model, seed=1, train_text_encoder=True)
+    assert np.array_equal(pixels(before), pixels(sampling.paint(model, PICTURE)))
+
+
+def test_names_are_kohyas(load_model: Load) -> None:
+    names = set(load(lora_format.encode_lora(trained(load_model()), dtype=torch.float16, metadata={})))
+    assert len(names) == 3 * (192 + 2 * 6)  # all of the UNet's modules of SD 1.5; six a layer of the text encoder
+    for part in ("lora_down.weight", "lora_up.weight", "alpha"):
+        assert f"lora_te_text_model_encoder_layers_0_self_attn_q_proj.{part}" in names
+        assert f"lora_te_text_model_encoder_layers_1_mlp_fc1.{part}" in names
+        assert f"lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0.{part}" in names
+        assert f"lora_unet_mid_block_attentions_0_proj_in.{part}" in names
+        assert f"lora_unet_up_blocks_3_attentions_2_transformer_blocks_0_ff_net_0_proj.{part}" in names
+
+
+def test_without_text_encoder_the_file_has_none(load_model: Load) -> None:
+    names = load(
+        lora_format.encode_lora(trained(load_model(), text_encoder=False), dtype=torch.float16, metadata={})
+    ).keys()
+    assert len(names) == 3 * 192
+    assert not [name for name in names if name.startswith("lora_te")]
+
+
+@pytest.mark.parametrize(("alpha", "dtype"), [(2.0, torch.float16), (0.3, torch.float32)])
+def test_alpha_is_exact(load_model: Load, alpha: float, dtype: torch.dtype) -> None:
+    tensors = lora_format.kohya_tensors(trained(load_model(), alpha=alpha), torch.float16)
+    values = [value for name, value in tensors.items() if name.endswith(".alpha")]
+    assert {value.dtype for value in values} == {dtype}
+    assert {value.item() for value in values} == {torch.tensor(alpha).item()}
+
+
+def test_the_same_training_gives_the_same_bytes(load_model: Load) -> None:
+    about = {f"ss_key{index}": "x" for index in range(20)}
+    files = {
+        lora_format.encode_lora(trained(load_model()), dtype=torch.float16, metadata=dict(order))
+        for order in (list(about.items()), list(reversed(about.items())))
+    }
+    assert len(files) == 1
+
+
+def test_metadata(load_model: Load, tmp_path: Path, base_file: Path) -> None:
+    course = arrange(scan(write_pictures(tmp_path / "set")), spec(training={"resolution": 256}).training)
+    about = lora_format.metadata(
+        spec(network={"rank": 4, "alpha": 2}),
+        course,
+        lora_format.hash_base_model(base_file),
+        name="anna-000003",
+        epoch=3,
+    )
+    path = tmp_path / "anna-000003.safetensors"
+    path.write_bytes(lora_format.encode_lora(trained(load_model()), dtype=torch.float16, metadata=about))
+    with safe_open(path, framework="pt") as file:
+        read = file.metadata()
+    assert read["ss_output_name"] == path.stem
+    assert read["ss_base_model_version"] == "sd_v1"
+    assert (read["ss_network_dim"], read["ss_network_alpha"]) == ("4", "2.0")
+    assert read["ss_new_sd_model_hash"] == hashlib.sha256(base_file.read_bytes()).hexdigest()
+    assert read["modelspec.architecture"] == "stable-diffusion-v1/lora"
+    assert json.loads(read["ss_dataset_dirs"]) == {"2_sks robot": {"n_repeats": 2, "img_count": 4}}
+    assert json.loads(read["ss_tag_frequency"])["2_sks robot"]["blue"] == 4
+    assert sum(it["count"] for it in json.loads(read["ss_bucket_info"])["buckets"].values()) == 8
+    assert not [key for key in read if "time" in key or "date" in key or "started" in key]
+
+
+def test_hashes_are_those_that_kohya_computes(load_model: Load) -> None:
+    """Of the tensors' bytes alone, so that editing the metadata does not change them."""
+    adapter = trained(load_model())
+    data = save(lora_format.kohya_tensors(adapter, torch.float16))
+    header = 8 + int.from_bytes(data[:8], "little")
+    encoded = lora_format.encode_lora(adapter, dtype=torch.float16, metadata={"ss_seed": "1"})
+    assert hashlib.sha256(data[header:]).hexdigest().encode() in encoded[:100_000]
+
+
+def test_legacy_hash_is_of_the_second_mebibyte(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    path.write_bytes(b"a" * 0x100000 + b"b" * 0x10000 + b"c")
+    about = lora_format.hash_base_model(path, "0" * 64)
+    assert about.legacy_hash == hashlib.sha256(b"b" * 0x10000).hexdigest()[:8]
+    assert about.sha256 == "0" * 64

@@ -1,0 +1,190 @@
+"""A run in memory: it learns, it stops anywhere and goes on as if it had not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from darkroom_api.failures import FailureReason
+from darkroom_api.lora_training import LoraTrainingSpec
+from darkroom_trainer.batches import arrange
+from darkroom_trainer.dataset import scan
+from darkroom_trainer.errors import RunError
+from darkroom_trainer.families.sd15 import StableDiffusion
+from darkroom_trainer.hardware import open_accelerator
+from darkroom_trainer.latents import LatentCache
+from darkroom_trainer.session import Session, open_session
+from tests.builders.pictures import write_pictures
+
+TRAINING: dict[str, Any] = {
+    "epochs": 2,
+    "batchSize": 2,
+    "resolution": 96,
+    "buckets": {"minimum": 64, "maximum": 128, "step": 32},
+    "optimizer": {"type": "AdamW", "learningRate": 2e-3},
+    "schedule": {"type": "Cosine", "warmupSteps": 2},
+    "objective": {"minSnrGamma": 5},
+    "captions": {"shuffle": True, "keepTokens": 1, "dropout": 0.2},
+}
+
+
+class Maker:
+    """Opens sessions on the same pictures."""
+
+    def __init__(self, load_model: Callable[..., StableDiffusion], directory: Path) -> None:
+        self._load, self._directory = load_model, directory
+        self._pictures = scan(write_pictures(directory / "pictures"))
+
+    def __call__(self, *, inputs: str = "same", network: dict[str, Any] | None = None, **training: Any) -> Session:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        spec = LoraTrainingSpec.model_validate(
+            {
+                "baseModel": {"uri": "s3://abc/m"},
+                "dataset": {"uri": "s3://abc/d"},
+                "output": {"uri": "s3://abc/o"},
+                "network": network or {"rank": 4, "alpha": 2},
+                "training": TRAINING | training,
+            }
+        )
+        dtype = {"FP32": torch.float32, "BF16": torch.bfloat16}[spec.training.precision]
+        model, course = self._load(dtype), arrange(self._pictures, spec.training)
+        latents = LatentCache(self._directory / "latents")
+        latents.fill(course.items, model.vae, on_item=lambda _: None)
+        accelerator = open_accelerator(spec.training.precision, gpus=0)
+        return open_session(spec, course, model, latents=latents, accelerator=accelerator, inputs=inputs)
+
+
+@pytest.fixture
+def make(load_model: Callable[..., StableDiffusion], tmp_path: Path) -> Iterator[Maker]:
+    yield Maker(load_model, tmp_path)
+    torch.use_deterministic_algorithms(mode=False)
+
+
+def weights(session: Session) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in session.adapter.named_parameters().items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "Adafactor"])
+def test_a_stopped_run_goes_on_bit_for_bit(make: Maker, tmp_path: Path, optimizer: str) -> None:
+    chosen = {"optimizer": {"type": optimizer, "learningRate": 2e-3}}
+    straight = make(**chosen)
+    total = straight.course.total_steps
+    assert total == 8
+    for _ in range(total):
+        straight.step()
+    begun = weights(make(**chosen))
+    assert not same(weights(straight), begun)
+
+    for number, stop in enumerate((1, 4, 7)):
+        first = make(**chosen)
+        for _ in range(stop):
+            first.step()
+        first.save(tmp_path / f"state-{number}")
+        second = make(**chosen)
+        second.load(tmp_path / f"state-{number}")
+        assert second.position.step == stop
+        while second.position.step < total:
+            second.step()
+        assert second.position == straight.position
+        assert same(weights(second), weights(straight))
+
+
+def test_a_state_holds_plain_tensors_and_json(make: Maker, tmp_path: Path) -> None:
+    session = make()
+    session.step()
+    names = [path.name for path in session.save(tmp_path / "state")]
+    assert names == ["adapter.safetensors", "optimizer.safetensors", "state.json"]
+    assert all(not path.read_bytes().startswith((b"PK", b"\x80")) for path in (tmp_path / "state").iterdir())
+
+
+def test_other_pictures_cannot_go_on(make: Maker, tmp_path: Path) -> None:
+    make(inputs="then").save(tmp_path / "state")
+    with pytest.raises(RunError, match="changed since this run began") as caught:
+        make(inputs="now").load(tmp_path / "state")
+    assert caught.value.reason is FailureReason.DATASET_REJECTED
+
+
+def test_a_damaged_state_is_named(make: Maker, tmp_path: Path) -> None:
+    session = make()
+    session.save(tmp_path / "state")
+    (tmp_path / "state" / "adapter.safetensors").write_bytes(b"x")
+    with pytest.raises(RunError, match="the saved state state cannot be read"):
+        session.load(tmp_path / "state")
+
+
+def test_it_learns(make: Maker) -> None:
+    """The same few pictures, unshuffled and at a high rate: the loss must fall."""
+    session = make(
+        epochs=8, optimizer={"type": "AdamW", "learningRate": 1e-2}, captions={}, schedule={"type": "Constant"}
+    )
+    while session.position.step < session.course.total_steps:
+        session.step()
+    losses, quarter = session.position.losses, session.course.total_steps // 4
+    assert sum(losses[-quarter:]) < 0.9 * sum(losses[:quarter])
+
+
+def test_a_text_encoder_at_rate_0_is_left_alone(make: Maker) -> None:
+    session = make(optimizer={"type": "AdamW", "textEncoderLearningRate": 0})
+    assert session.adapter.named_parameters("text_encoder") == {}
+    assert len(session.peaks) == 1
+    session.step()
+
+
+def test_checkpointing_activations_changes_no_bit(make: Maker) -> None:
+    plain, checkpointed = make(), make(gradientCheckpointing=True)
+    for _ in range(3):
+        plain.step()
+        checkpointed.step()
+    assert plain.position.losses == checkpointed.position.losses
+    assert same(weights(plain), weights(checkpointed))
+
+
+def test_half_precision_keeps_the_adapter_in_fp32(make: Maker) -> None:
+    session = make(precision="BF16")
+    done = session.step()
+    assert {it.dtype for it in session.adapter.named_parameters().values()} == {torch.float32}
+    assert done.loss == pytest.approx(make().step().loss, rel=0.05)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_pictures(make: Maker) -> None:
+    session = make()
+    session.adapter.pairs[0].up.data.fill_(float("nan"))
+    with pytest.raises(RunError, match=r"loss of step 1 in epoch 1 is nan; its pictures: 2_sks robot/") as caught:
+        session.step()
+    assert caught.value.reason is FailureReason.LOSS_NOT_FINITE
+
+
+def test_a_vae_that_gives_nan_is_named_with_the_picture(make: Maker, tmp_path: Path) -> None:
+    session = make()
+    vae = session.model.vae
+    vae.encoder.conv_in.weight.data.fill_(float("inf"))
+    with pytest.raises(RunError, match=r"not finite for 2_sks robot/0.png"):
+        LatentCache(tmp_path / "other").fill(session.course.items, vae, on_item=lambda _: None)
+
+
+def test_latents_are_drawn_anew_each_time(make: Maker) -> None:
+    session = make()
+    batch = session.course.batch(0)
+    one, two = (session.latents.draw(batch, torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    assert one.shape[0] == len(batch)
+    assert not torch.equal(one, two)
+
+
+def test_fp16_needs_a_gpu() -> None:
+    with pytest.raises(RunError, match="FP16 needs a GPU"):
+        open_accelerator("FP16", gpus=0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_a_missing_gpu_is_told() -> None:
+    with pytest.raises(RunError, match="torch sees no GPU"):
+        open_accelerator("FP32", gpus=1)
