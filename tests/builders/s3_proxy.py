@@ -25,6 +25,7 @@ CHUNK = 64 * 1024
 SLOW_DOWN = (
     b'<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>'
 )
+DENIED = b'<?xml version="1.0"?><Error><Code>AccessDenied</Code><Message>Access Denied.</Message></Error>'
 _HOP = {"connection", "expect", "keep-alive", "transfer-encoding"}
 
 
@@ -32,7 +33,7 @@ _HOP = {"connection", "expect", "keep-alive", "transfer-encoding"}
 class Fault:
     """What goes wrong, with which requests, and how often."""
 
-    kind: Literal["reset", "busy", "reset-upload", "reset-download", "lose-answer", "delay"]
+    kind: Literal["reset", "busy", "deny", "reset-upload", "reset-download", "lose-answer", "delay"]
     method: str = ""
     """Only requests of this method; empty: all."""
     path: str = ""
@@ -137,9 +138,10 @@ class _Handler(BaseHTTPRequestHandler):
             if "100-continue" in self.headers.get("Expect", ""):
                 self.send_response_only(100)
                 self.end_headers()
-            if fault and fault.kind == "busy":
+            if fault and fault.kind in {"busy", "deny"}:
                 self.rfile.read(length)
-                self._answer(503, {"Content-Type": "application/xml"}, SLOW_DOWN)
+                status, body = (503, SLOW_DOWN) if fault.kind == "busy" else (403, DENIED)
+                self._answer(status, {"Content-Type": "application/xml"}, body)
                 return
             if self.server.proxy.on_request:
                 self.server.proxy.on_request(self.command, self.path)

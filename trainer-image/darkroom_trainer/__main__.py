@@ -29,7 +29,7 @@ from darkroom_trainer import ending, logs
 from darkroom_trainer.connecting import open_store
 from darkroom_trainer.errors import RunError
 from darkroom_trainer.patience import Patience
-from darkroom_trainer.probing import probe
+from darkroom_trainer.probing import abandon_orphans, probe
 from darkroom_trainer.publishing import Publisher
 from darkroom_trainer.reporting import Reporter
 from darkroom_trainer.services import Services
@@ -175,9 +175,9 @@ def _connect(
     store = open_store(plan.spec.storage, environ, patience=patience)
     probe(store, plan.prefix)
     keep_plan(store, plan)
-    if orphans := store.abort_uploads(plan.prefix):
-        LOG.info("Gave up %d unfinished uploads of an earlier attempt", orphans)
+    abandon_orphans(store, plan.prefix)
     publisher = Publisher(store.uninterrupted(), plan, reporter)
+    LOG.info("The store at %s is as it should be; loading the trainer", store.endpoint)
     reporter.stage(Stage.STARTING, "Loading the trainer")
     return Services(store=store, publisher=publisher, reporter=reporter, stop=stop, work=here.work)
 

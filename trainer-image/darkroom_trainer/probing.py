@@ -1,4 +1,4 @@
-"""Asks the store for everything a run will need, before a minute of GPU time is spent."""
+"""Asks the store for everything a run will need, before a minute of GPU time is spent; and tidies up."""
 
 from __future__ import annotations
 
@@ -52,3 +52,17 @@ def _check_conditions(store: Store, at: S3Location, data: bytes) -> None:
         raise
     store.honours_conditions = False
     LOG.warning("The store at %s ignores If-None-Match: darkroom looks before it writes instead.", store.endpoint)
+
+
+def abandon_orphans(store: Store, prefix: S3Location) -> None:
+    """Give up the uploads that killed attempts left unfinished; where that is not allowed, say so and go on."""
+    try:
+        orphans = store.abort_uploads(prefix)
+    except RunError as error:
+        if error.reason not in {FailureReason.ACCESS_DENIED, FailureReason.INTERNAL_ERROR}:
+            raise
+        # Only parts that nobody can see are left; a lifecycle rule of the bucket can sweep them as well.
+        LOG.warning("Unfinished uploads of earlier attempts stay: %s", error.message)
+        return
+    if orphans:
+        LOG.info("Gave up %d unfinished uploads of an earlier attempt", orphans)

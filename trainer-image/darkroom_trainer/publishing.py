@@ -192,7 +192,7 @@ class Publisher:
         kind = task.directory.partition("/")[0]
         if kind == "checkpoints":
             self._record(manifest)
-            _remove(self._kept_locally)
+            _remove([path for path in self._kept_locally if path not in task.files])
             self._kept_locally = task.files
             return
         if kind == "samples":

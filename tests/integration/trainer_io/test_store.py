@@ -14,7 +14,7 @@ from darkroom_api.storage import Storage
 from darkroom_api.uris import S3Location
 from darkroom_trainer.connecting import open_store
 from darkroom_trainer.errors import RunError, StopRequested
-from darkroom_trainer.probing import probe
+from darkroom_trainer.probing import abandon_orphans, probe
 from darkroom_trainer.store import ChecksumError, Store, StoredObject, sha256_of
 from tests.builders.s3_proxy import Fault, S3Proxy
 from tests.integration.trainer_io.conftest import Place, brief, connect
@@ -203,3 +203,15 @@ def test_only_unfinished_uploads_below_the_prefix_are_given_up(place: Place, sto
     assert store.abort_uploads(place.prefix) == 2
     assert place.unfinished() == 2
     assert store.abort_uploads(place.prefix) == 0
+
+
+def test_a_key_that_may_not_look_for_unfinished_uploads_is_good_enough(
+    place: Place, proxied: Store, proxy: S3Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    place.client.create_multipart_upload(Bucket=place.bucket, Key=f"{place.prefix.key}/x")
+    fault = proxy.add(Fault("deny", path="?uploads", times=1))
+    abandon_orphans(proxied, place.prefix)
+    assert fault.done == 1
+    assert "Unfinished uploads of earlier attempts stay" in caplog.text
+    abandon_orphans(proxied, place.prefix)
+    assert place.unfinished() == 0
