@@ -1,0 +1,102 @@
+"""What the commands of `__main__` do once torch is needed: train, export, draw a sheet."""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+
+from darkroom_trainer.families.tokenizer import load_tokenizer
+from examples.base_model.export import Parts, check, draw, export, load, write_config
+from examples.base_model.models import build_vae
+from examples.base_model.sheet import sample_prompts, write_sheet
+from examples.base_model.train_unet import LatentPool, UnetOptions, encode_pool, load_averaged, train_unet
+from examples.base_model.train_vae import VaeOptions, draw_pool, psnr, to_unit, train_vae
+from examples.base_model.training import load_state, save_state
+
+VAE_SHARE = 1 / 3  # of the whole budget: the autoencoder is the ceiling of all that follows
+
+
+def _trained_vae(cache: Path, options: VaeOptions) -> AutoencoderKL:
+    """Train the autoencoder once: latents made with another one would be noise to the denoiser."""
+    final = cache / "vae-final.pt"
+    if state := load_state(final):
+        vae = build_vae()
+        vae.load_state_dict(state)
+        return vae.eval()
+    vae = train_vae(cache / "vae.pt", options)
+    save_state(final, vae.state_dict())
+    held_out = to_unit(draw_pool(32, seed=99))
+    print(f"vae: round trip {psnr(vae, held_out):.1f} dB on pictures it never saw", flush=True)
+    return vae
+
+
+def train(cache: Path, *, vae: VaeOptions, unet: UnetOptions) -> None:
+    """Train all parts, or go on where the last call was stopped."""
+    tokenizer = load_tokenizer()
+    autoencoder = _trained_vae(cache, vae)
+    pool_path = cache / f"pool-{unet.pool_seed}-{unet.pool}.pt"
+    if state := load_state(pool_path):
+        pool = LatentPool(state["latents"], state["tokens"])
+    else:
+        print(f"unet: encoding {unet.pool} pictures", flush=True)
+        pool = encode_pool(autoencoder, tokenizer, count=unet.pool, seed=unet.pool_seed)
+        save_state(pool_path, {"latents": pool.latents, "tokens": pool.tokens})
+    train_unet(cache / "unet.pt", pool, unet)
+
+
+def load_parts(cache: Path) -> Parts:
+    """Load what has been trained so far; the averaged weights of the denoiser, whether it is done or not."""
+    state = load_state(cache / "vae-final.pt")
+    if state is None:
+        raise ValueError(f"{cache}: there is no trained autoencoder; run `python -m examples.base_model train` first")
+    vae = build_vae()
+    vae.load_state_dict(state)
+    model = load_averaged(cache / "unet.pt")
+    return Parts(model.unet, vae.eval(), model.text_encoder, load_tokenizer())
+
+
+def write_model(cache: Path, output: Path) -> float:
+    """Export the checkpoint, reload it as a user would and return the largest difference of a picture."""
+    parts = load_parts(cache)
+    digest = export(parts, output)
+    config = write_config(cache / "config", parts.tokenizer)
+    difference = check(parts, output, config)
+    print(f"{output}: {output.stat().st_size / 1e6:.2f} MB, sha256 {digest}, reloads within {difference:.4f}")
+    return difference
+
+
+def sheet_command(arguments: argparse.Namespace) -> None:
+    """Draw a contact sheet with an exported checkpoint."""
+    torch.set_num_threads(1)
+    config = write_config(arguments.cache / "config", load_tokenizer())
+    pipeline = load(arguments.model, config)
+    prompts = arguments.prompt or sample_prompts(arguments.count, seed=arguments.seed)
+    started = time.monotonic()
+    images = draw(pipeline, prompts, seed=arguments.seed, steps=arguments.steps, guidance=arguments.guidance)
+    write_sheet(images, arguments.output, columns=8, captions=prompts)
+    print(f"{arguments.output}: {len(prompts)} pictures, {(time.monotonic() - started) / len(prompts):.1f} s each")
+
+
+def export_command(arguments: argparse.Namespace) -> None:
+    """Export what has been trained so far."""
+    torch.set_num_threads(1)
+    write_model(arguments.cache, arguments.output)
+
+
+def train_command(arguments: argparse.Namespace) -> None:
+    """Train for the minutes that were asked for."""
+    torch.set_num_threads(1)  # two threads on a busy machine were seen to be slower than one
+    seconds = arguments.minutes * 60
+    vae = VaeOptions(seconds=(arguments.vae_minutes or arguments.minutes * VAE_SHARE) * 60)
+    unet = UnetOptions(
+        seconds=(arguments.unet_minutes * 60) or seconds - vae.seconds,
+        pool_seed=arguments.pool_seed,
+        batch=arguments.batch,
+    )
+    if arguments.smoke:
+        vae = VaeOptions(seconds=25, pool=64, report_every=5)
+        unet = UnetOptions(seconds=25, pool=64, batch=8, report_every=5)
+    print(f"training takes {(vae.seconds + unet.seconds) / 60:.0f} minutes of one core; stop and start it at will")
+    train(arguments.cache, vae=vae, unet=unet)

@@ -1,0 +1,192 @@
+"""Pretrain the denoiser and the text encoder together on the cached latents of captioned scenes."""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from examples.base_model.drawing import render, to_array
+from examples.base_model.models import LATENT_SCALE, MAX_TOKENS, SIDE, build_scheduler, build_text_encoder, build_unet
+from examples.base_model.scenes import sample_scene
+from examples.base_model.train_vae import to_unit
+from examples.base_model.training import Average, Budget, Cosine, load_state, save_state, say
+
+# Suffixes of tensors: B pictures, C channels, H rows, W columns, L tokens, D features.
+
+MIN_SNR_GAMMA = 5.0
+OUTPUT_LAYERS = (".conv2", ".to_out.0", ".ff.net.2", ".proj_out")
+
+
+@dataclass(frozen=True)
+class UnetOptions:
+    """How the denoiser is trained; `seconds` are of work, not of the day."""
+
+    seconds: float
+    pool: int = 6000  # captioned scenes whose latents are made once
+    pool_seed: int = 1
+    batch: int = 32
+    caption_dropout: float = 0.1
+    seed: int = 0
+    report_every: int = 50
+    save_every: int = 200
+
+
+@dataclass(frozen=True)
+class LatentPool:
+    """Scaled latents (B, C, H, W) and token ids (B, L) of captioned scenes; the last caption is the empty one."""
+
+    latents: torch.Tensor
+    tokens: torch.Tensor
+
+
+@torch.no_grad()
+def encode_pool(vae: AutoencoderKL, tokenizer: CLIPTokenizer, *, count: int, seed: int, side: int = SIDE) -> LatentPool:
+    """Draw scenes and encode them."""
+    rng = random.Random(seed)
+    scenes = [sample_scene(rng) for _ in range(count)]
+    latents = []
+    for start in range(0, count, 32):
+        images = [to_array(render(scene, size=(side, side))) for scene in scenes[start : start + 32]]
+        images_BCHW = to_unit(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))  # noqa: N806
+        latents.append(vae.encode(images_BCHW).latent_dist.mode() * LATENT_SCALE)
+    captions = [scene.caption for scene in scenes] + [""]
+    tokens = tokenizer(captions, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
+    return LatentPool(torch.cat(latents), tokens)
+
+
+@torch.no_grad()
+def initialise_unet_(unet: UNet2DConditionModel) -> None:
+    """Start every branch near zero and the output at zero, so that the first thousand steps are not spent on noise."""
+    for name, module in unet.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and name.endswith(OUTPUT_LAYERS):
+            module.weight.mul_(0.1)
+    unet.conv_out.weight.zero_()
+    unet.conv_out.bias.zero_()
+
+
+@torch.no_grad()
+def initialise_text_(text_encoder: CLIPTextModel) -> None:
+    """Give each token its own direction and freeze the table: fifty words of it are ever seen, a trigger never is."""
+    for name, parameter in text_encoder.named_parameters():
+        if name.endswith("token_embedding.weight"):
+            parameter.normal_(0.0, 0.5)
+            parameter.requires_grad_(False)
+        if name.endswith("position_embedding.weight"):
+            parameter.normal_(0.0, 0.1)
+
+
+class Denoiser(nn.Module):
+    """The text encoder and the UNet as one module: one optimizer, one average, one state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unet = build_unet()
+        self.text_encoder = build_text_encoder()
+        initialise_unet_(self.unet)
+        initialise_text_(self.text_encoder)
+        self.register_buffer("alphas", build_scheduler().alphas_cumprod, persistent=False)
+
+    def trainable(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def loss(self, latents_BCHW: torch.Tensor, tokens_BL: torch.Tensor) -> torch.Tensor:  # noqa: N803
+        """Return the noise prediction's error, weighed by min-SNR (Hang et al. 2023), on stratified timesteps."""
+        assert isinstance(self.alphas, torch.Tensor)
+        count = len(latents_BCHW)
+        share = (torch.randperm(count) + torch.rand(count)) / count
+        timesteps = (share * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
+        alpha = self.alphas[timesteps][:, None, None, None]
+        noise = torch.randn_like(latents_BCHW)
+        noisy = alpha.sqrt() * latents_BCHW + (1 - alpha).sqrt() * noise
+        context_BLD = self.text_encoder(tokens_BL).last_hidden_state  # noqa: N806
+        error = (self.unet(noisy, timesteps, context_BLD).sample - noise).square().mean(dim=(1, 2, 3))
+        snr = self.alphas[timesteps] / (1 - self.alphas[timesteps])
+        weighed: torch.Tensor = (error * snr.clamp(max=MIN_SNR_GAMMA) / snr).mean()
+        return weighed
+
+
+@dataclass
+class Run:
+    """All that changes while the denoiser is trained."""
+
+    model: Denoiser
+    optimizer: torch.optim.Optimizer
+    average: Average
+    budget: Budget
+    step: int = 0
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.weights,
+            "spent": self.budget.spent,
+            "step": self.step,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average.weights = state["average"]
+        self.budget.spent, self.step = state["spent"], state["step"]
+
+
+def start_run(options: UnetOptions) -> Run:
+    """Build a run from its seed."""
+    torch.manual_seed(options.seed)
+    model = Denoiser()
+    parameters = model.trainable()
+    optimizer = torch.optim.AdamW(parameters, lr=2e-3, betas=(0.9, 0.99), weight_decay=0.01)
+    return Run(model, optimizer, Average(parameters, decay=0.998), Budget(options.seconds))
+
+
+def _take_step(run: Run, pool: LatentPool, options: UnetOptions) -> float:
+    seed = options.seed * 1_000_003 + run.step
+    torch.manual_seed(seed)
+    index = torch.randint(0, len(pool.latents), (options.batch,))
+    empty = torch.rand(options.batch) < options.caption_dropout
+    tokens = torch.where(empty[:, None], pool.tokens[-1:], pool.tokens[index])
+    loss = run.model.loss(pool.latents[index], tokens)
+    run.optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(run.model.trainable(), 1.0)
+    run.optimizer.step()
+    run.average.update(run.model.trainable(), step=run.step)
+    run.step += 1
+    return float(loss.detach())
+
+
+def train_unet(state_path: Path, pool: LatentPool, options: UnetOptions) -> Denoiser:
+    """Train until the budget is spent and return the averaged model; resumes from `state_path`."""
+    run = start_run(options)
+    if state := load_state(state_path):
+        run.restore(state)
+    schedule, losses = Cosine(2e-3, warmup=100), []
+    while run.budget.tick() < 1.0:
+        for group in run.optimizer.param_groups:
+            group["lr"] = schedule.at(run.step, share=run.budget.share)
+        losses.append(_take_step(run, pool, options))
+        if run.step % options.report_every == 0:
+            say("unet", run.step, budget=run.budget, losses=losses[-options.report_every :])
+        if run.step % options.save_every == 0:
+            save_state(state_path, run.state())
+    save_state(state_path, run.state())
+    run.average.copy_to(run.model.trainable())
+    return run.model.eval()
+
+
+def load_averaged(state_path: Path) -> Denoiser:
+    """Build the averaged model from a state, whether its training has ended or not."""
+    state = load_state(state_path)
+    if state is None:
+        raise ValueError(f"{state_path}: there is no training state; run `python -m examples.base_model train` first")
+    run = start_run(UnetOptions(seconds=1.0))
+    run.restore(state)
+    run.average.copy_to(run.model.trainable())
+    return run.model.eval()
