@@ -15,6 +15,7 @@ from typing import Any
 from darkroom_api.lora_training import LoraTrainingSpec
 from darkroom_api.plan import RunPlan
 from darkroom_api.result import RunResult, decode_result
+from darkroom_trainer.__main__ import main
 from tests.integration.conftest import Store
 
 RUN = "0123456789"
@@ -23,14 +24,15 @@ SPEC: dict[str, Any] = {
     "training": {
         "epochs": 2,
         "batchSize": 2,
-        "resolution": 64,
+        "resolution": 96,
         "buckets": {"minimum": 64, "maximum": 128, "step": 32},
         "optimizer": {"type": "AdamW", "learningRate": 1e-3},
         "schedule": {"type": "Cosine", "warmupSteps": 2},
         "objective": {"minSnrGamma": 5},
         "captions": {"shuffle": True, "keepTokens": 1, "dropout": 0.2},
     },
-    "samples": {"prompts": ["sks robot"], "steps": 2},
+    "checkpoints": {"stateEverySeconds": 1},
+    "samples": {"prompts": ["sks robot"], "seeds": [1, 2], "steps": 2},
     "compute": {"gpus": 0},
 }
 
@@ -64,6 +66,25 @@ class Bench:
 
     def start(self, spec: dict[str, Any], *, name: str = "anna", environment: dict[str, str] | None = None) -> Attempt:
         """Start the trainer's process for one attempt at a run."""
+        work = self._work(spec, name)
+        with (work / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "darkroom_trainer"],
+                env=os.environ | self._environment(work) | (environment or {}),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        return Attempt(work, process)
+
+    def run_here(self, spec: dict[str, Any], *, name: str = "anna") -> tuple[int, RunResult]:
+        """Run in this process, where torch is loaded already; return exit code and last word."""
+        work = self._work(spec, name)
+        code = main(self._environment(work))
+        result = decode_result((work / "termination").read_text())
+        assert result
+        return code, result
+
+    def _work(self, spec: dict[str, Any], name: str) -> Path:
         self.runs += 1
         work = self.directory / f"attempt-{self.runs}"
         work.mkdir()
@@ -76,7 +97,19 @@ class Bench:
             spec=LoraTrainingSpec.model_validate(spec),
         )
         (work / "plan.json").write_text(plan.model_dump_json(by_alias=True))
-        return Attempt.start(work, {**self.store.environment(), **(environment or {})})
+        return work
+
+    def _environment(self, work: Path) -> dict[str, str]:
+        return {
+            **self.store.environment(),
+            "DARKROOM_PLAN": str(work / "plan.json"),
+            "DARKROOM_WORK": str(work / "scratch"),
+            "DARKROOM_TERMINATION_LOG": str(work / "termination"),
+            "DARKROOM_PORT": "0",
+            "DARKROOM_STORE_PATIENCE_SECONDS": "10",
+            "OMP_NUM_THREADS": "1",
+            "HOME": str(work / "home"),
+        }
 
     def objects(self, name: str = "anna") -> Objects:
         """Return what a run left."""
@@ -89,25 +122,6 @@ class Attempt:
 
     work: Path
     process: subprocess.Popen[bytes]
-
-    @classmethod
-    def start(cls, work: Path, store: dict[str, str]) -> Attempt:
-        environment = {
-            **os.environ,
-            **store,
-            "DARKROOM_PLAN": str(work / "plan.json"),
-            "DARKROOM_WORK": str(work / "scratch"),
-            "DARKROOM_TERMINATION_LOG": str(work / "termination"),
-            "DARKROOM_PORT": "0",
-            "DARKROOM_STORE_PATIENCE_SECONDS": "10",
-            "OMP_NUM_THREADS": "1",
-            "HOME": str(work / "home"),
-        }
-        with (work / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "darkroom_trainer"], env=environment, stdout=log, stderr=subprocess.STDOUT
-            )
-        return cls(work, process)
 
     @property
     def log(self) -> str:
@@ -133,8 +147,9 @@ class Attempt:
             assert time.monotonic() < deadline, self.log
             time.sleep(0.02)
 
-    def stop(self, number: signal.Signals) -> int:
-        """Send a signal and return the exit code."""
+    def stop(self, number: signal.Signals, *, after: str) -> int:
+        """Send a signal once the log has a line with this text, and return the exit code."""
+        self.wait_until(lambda: after in self.log)
         self.process.send_signal(number)
         return self.wait()
 
