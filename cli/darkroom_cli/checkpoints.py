@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.table import Table
 
 from darkroom_api.status import CheckpointStatus
 from darkroom_api.uris import S3Location, parse_s3
@@ -19,14 +18,15 @@ def checkpoints(training: Training, *, store: Store | None, console: Console) ->
         console.print(f"{training.reference} has no checkpoint yet", highlight=False)
         return 0
     found = [verdict(record, store) if store else "" for record in records]
-    titles = ["EPOCH", "STEP", "SIZE", *(["IN THE STORE"] if store else []), "URI"]
-    table = Table(*titles, box=None, pad_edge=False, header_style="")
+    table = [("EPOCH", "STEP", "SIZE", *(["IN THE STORE"] if store else []), "URI")]
     for record, state in zip(records, found, strict=True):
-        cells = [str(record.epoch), str(record.step), size_text(record.size_bytes), *([state] if store else [])]
-        table.add_row(*cells, record.uri)
-    table.columns[-1].no_wrap = True
-    table.columns[-1].overflow = "fold"
-    console.print(table, highlight=False, soft_wrap=True)
+        cells = (str(record.epoch), str(record.step), size_text(record.size_bytes), *([state] if store else []))
+        table.append((*cells, record.uri))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        # Plain text, not rich's table: that would cut an address which is longer than the terminal is wide.
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     return 1 if store and any(state != "verified" for state in found) else 0
 
 

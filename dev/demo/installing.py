@@ -10,7 +10,8 @@ from dev.demo.site import CHART, NAMESPACE, RELEASE, SYSTEM_NAMESPACE, Site
 from dev.images.context import IMAGES
 from dev.images.pipeline import Pipeline
 
-RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
+MADE_BY_DEMO = "darkroom.dev/demo"
+LABELS = {"pod-security.kubernetes.io/enforce": "restricted", MADE_BY_DEMO: "true"}
 
 
 def bring_images(site: Site) -> dict[str, str]:
@@ -23,7 +24,8 @@ def prepare_namespaces(site: Site) -> None:
     """Make both namespaces, with the strictest pod security enforced, and the Secret with the store's keys."""
     with stage(f"make the namespaces {SYSTEM_NAMESPACE} and {NAMESPACE} (pod security: restricted) and the Secret"):
         for name in (SYSTEM_NAMESPACE, NAMESPACE):
-            site.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": RESTRICTED}})
+            if not site.get("namespace", name):  # one that somebody made keeps its own labels
+                site.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": LABELS}})
         credentials = site.spec().storage.credentials
         assert credentials, "the example names a Secret"
         keys = {
@@ -89,4 +91,4 @@ def uninstall(site: Site) -> None:
     with stage("remove the operator and the demo's namespaces", usual="20 s"):
         site.kubectl("delete", "loratrainings.darkroom.dev", "--all", "--namespace", NAMESPACE, check=False)
         site.helm("uninstall", RELEASE, "--namespace", SYSTEM_NAMESPACE, "--ignore-not-found", "--wait")
-        site.kubectl("delete", "namespace", NAMESPACE, SYSTEM_NAMESPACE, "--ignore-not-found")
+        site.kubectl("delete", "namespace", f"--selector={MADE_BY_DEMO}=true")
