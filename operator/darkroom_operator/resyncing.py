@@ -7,6 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Final
 
@@ -18,6 +19,7 @@ from darkroom_operator.objects import CONFIG_MAPS, JOBS, PODS, TRAININGS, Key, R
 logger = logging.getLogger(__name__)
 START_PATIENCE: Final = 60.0
 """Seconds that the API server may be away at the start before the process gives up and is restarted."""
+RETRY_PAUSE: Final = 2.0
 _ORDER: Final = (TRAININGS, CONFIG_MAPS, JOBS, PODS)
 """Pods last: a pod that outlives its deleted Job is then certainly seen."""
 
@@ -44,6 +46,8 @@ class Resync:
         self._interval = interval
         self._enqueue = enqueue
         self._last: float | None = None
+        self._requested: set[tuple[Resource, str | None]] = set()
+        self._wake = asyncio.Event()
 
     def unready(self) -> str | None:
         """Tell why the cache cannot be relied on, or None."""
@@ -78,14 +82,38 @@ class Resync:
         for key in self._cache.training_keys():
             self._enqueue(key)
 
+    def request(self, resource: Resource, scope: str | None) -> None:
+        """Have a type listed soon."""
+        self._requested.add((resource, scope))
+        self._wake.set()
+
     async def run(self) -> None:
-        """List again for ever, with jitter, so that several operators do not list together."""
+        """List for ever: what is requested at once, everything now and then, with jitter so that operators disperse."""
+        due = self._next_time()
         while True:
-            await asyncio.sleep(self._interval * random.uniform(0.9, 1.1))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), max(0.0, due - time.monotonic()))
             try:
-                await self.once()
+                if time.monotonic() >= due:
+                    await self.once()
+                    due = self._next_time()
+                await self._list_requested()
             except ApiError as error:
-                logger.warning("the full list failed and is tried again later: %s", error)
+                logger.warning("a full list failed and is tried again: %s", error)
+                await asyncio.sleep(RETRY_PAUSE)
+
+    def _next_time(self) -> float:
+        return time.monotonic() + self._interval * random.uniform(0.9, 1.1)
+
+    async def _list_requested(self) -> None:
+        self._wake.clear()
+        while self._requested:
+            resource, scope = self._requested.pop()
+            try:
+                await self._list(resource, scope)
+            except ApiError:
+                self.request(resource, scope)
+                raise
 
     async def once(self) -> None:
         """Replace what is cached by full lists."""

@@ -83,7 +83,7 @@ class Operator:
         endless = [self._reconciler.work() for _ in range(self._config.workers)]
         endless += [self.resync.run(), self._poller.run()]
         tasks = {asyncio.create_task(coroutine) for coroutine in endless}
-        watching = asyncio.create_task(watch(self._config, self.cache, self.queue.add))
+        watching = asyncio.create_task(watch(self._config, self.cache, self.queue.add, began=self.resync.request))
         try:
             done, _ = await asyncio.wait({*tasks, watching}, return_when=asyncio.FIRST_COMPLETED)
             for task in done:

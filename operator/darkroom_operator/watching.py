@@ -2,6 +2,10 @@
 
 No change handlers, timers, daemons or indexes: those write annotations and finalizers to users' objects, and an index
 makes start-up quadratic.
+
+kopf lists, then watches, and never compares: what is deleted between somebody else's list and its own, or while a
+watch is lost, stays in the cache for ever. So each time kopf has listed and begins to watch, a full list of the
+operator's own follows: from then on every deletion is either in that list or in that watch.
 """
 
 from __future__ import annotations
@@ -9,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import aiohttp
 import kopf
 
 from darkroom_api.names import LABEL_RUN
 from darkroom_operator.cache import Cache
 from darkroom_operator.config import Config
 from darkroom_operator.kube import PAGE
-from darkroom_operator.objects import CHILDREN, CONFIG_MAPS, JOBS, PODS, TRAININGS, Key, Resource
+from darkroom_operator.objects import CHILDREN, CONFIG_MAPS, JOBS, PODS, TRAININGS, WATCHED, Key, Resource
 
 
 def settings() -> kopf.OperatorSettings:
@@ -36,9 +41,52 @@ def settings() -> kopf.OperatorSettings:
     return chosen
 
 
-def registry(cache: Cache, enqueue: Callable[[Key], None]) -> kopf.OperatorRegistry:
+class _Tracer:
+    """Tells when kopf begins to watch what it has just listed, from the requests that it makes."""
+
+    def __init__(self, began: Callable[[Resource, str | None], None]) -> None:
+        self._began = began
+        self._listed: set[str] = set()
+
+    def trace(self) -> aiohttp.TraceConfig:
+        """Return the hook for an HTTP session."""
+        config = aiohttp.TraceConfig()
+        config.on_request_start.append(self._start)
+        return config
+
+    async def _start(self, _session: object, _context: object, request: aiohttp.TraceRequestStartParams) -> None:
+        resource = next((kind for kind in WATCHED if request.url.parts[-1] == kind.plural), None)
+        if request.method != "GET" or resource is None:
+            return
+        if request.url.query.get("watch") != "true":
+            self._listed.add(request.url.path)
+        elif request.url.path in self._listed:
+            self._listed.discard(request.url.path)
+            parts = request.url.parts
+            self._began(resource, parts[parts.index("namespaces") + 1] if "namespaces" in parts else None)
+
+
+def _session(info: kopf.ConnectionInfo, tracer: _Tracer) -> kopf.AiohttpSession:
+    """Return the session that kopf would make itself, with a hook."""
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, ssl=info.as_ssl_context()),
+        headers=info.as_http_headers(),
+        trace_configs=[tracer.trace()],
+    )
+    return kopf.AiohttpSession(
+        server=info.server,
+        aiohttp_session=session,
+        default_namespace=info.default_namespace,
+        expiration=info.expiration,
+    )
+
+
+def registry(
+    cache: Cache, enqueue: Callable[[Key], None], *, began: Callable[[Resource, str | None], None]
+) -> kopf.OperatorRegistry:
     """Return the handlers."""
     handlers = kopf.OperatorRegistry()
+    tracer = _Tracer(began)
 
     def feed(resource: Resource, event: kopf.RawEvent) -> None:
         take = cache.remove if event["type"] == "DELETED" else cache.put
@@ -46,8 +94,9 @@ def registry(cache: Cache, enqueue: Callable[[Key], None]) -> kopf.OperatorRegis
             enqueue(key)
 
     @kopf.on.login(registry=handlers)
-    def login(**given: Any) -> kopf.ConnectionInfo | None:
-        return kopf.login_with_service_account(**given) or kopf.login_with_kubeconfig(**given)
+    async def login(**given: Any) -> kopf.AiohttpSession | None:
+        info = kopf.login_with_service_account(**given) or kopf.login_with_kubeconfig(**given)
+        return _session(info, tracer) if info else None
 
     @kopf.on.event(TRAININGS.group, TRAININGS.version, TRAININGS.plural, registry=handlers)
     async def training(event: kopf.RawEvent, **_: Any) -> None:
@@ -68,10 +117,19 @@ def registry(cache: Cache, enqueue: Callable[[Key], None]) -> kopf.OperatorRegis
     return handlers
 
 
-async def watch(config: Config, cache: Cache, enqueue: Callable[[Key], None]) -> None:
-    """Watch until a signal asks to stop; raise when a watch is lost for good."""
+async def watch(
+    config: Config, cache: Cache, enqueue: Callable[[Key], None], *, began: Callable[[Resource, str | None], None]
+) -> None:
+    """Watch until a signal asks to stop; raise when a watch is lost for good.
+
+    Args:
+        config: Which namespaces to watch.
+        cache: What is fed.
+        enqueue: Called with each key to look at.
+        began: Called with a type and a namespace, or None for all, when a watch begins after a list.
+    """
     await kopf.operator(
-        registry=registry(cache, enqueue),
+        registry=registry(cache, enqueue, began=began),
         settings=settings(),
         standalone=True,
         clusterwide=not config.namespaces,

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import http.client
 import itertools
 import json
+import queue
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from darkroom_api.names import GROUP, LABEL_RUN, PROGRESS_PORT, VERSION, run_id
 from darkroom_api.progress import CheckpointRecord, Plan, Progress, Stage
 from darkroom_api.result import RunResult, encode_result
-from dev.cluster.kube import ApiServer
+from dev.cluster.certificates import pair
+from dev.cluster.components import Site
+from dev.cluster.console import ClusterError
 from dev.cluster.waiting import wait_for
 
 Object = dict[str, Any]
 NODE = "node1"
-PATIENCE = 45.0
+PATIENCE = 120.0
+"""Seconds; long, since the machine may be busy with other things, and short waits prove nothing more."""
+T = TypeVar("T")
 MERGE = "application/merge-patch+json"
 SPEC: Object = {
     "baseModel": {"uri": "s3://models/base.safetensors"},
@@ -42,16 +49,50 @@ class RefusedError(Exception):
         self.message = message
 
 
+class Server:
+    """A client that keeps its connections: a TLS handshake for each look at a status would take the whole machine."""
+
+    def __init__(self, site: Site) -> None:
+        admin = pair(site.pki, "admin")
+        self._context = ssl.create_default_context(cafile=str(site.pki / "ca.crt"))
+        self._context.load_cert_chain(admin.certificate, admin.key)
+        self._port = site.ports.apiserver
+        self._free: queue.SimpleQueue[http.client.HTTPSConnection] = queue.SimpleQueue()
+
+    def request(
+        self, method: str, path: str, body: object = None, *, content_type: str = "application/json"
+    ) -> tuple[int, bytes]:
+        """Return status and body."""
+        try:
+            connection = self._free.get_nowait()
+        except queue.Empty:
+            connection = http.client.HTTPSConnection("127.0.0.1", self._port, context=self._context, timeout=30)
+        headers = {"Content-Type": content_type, "Accept": "application/json"}
+        try:
+            connection.request(method, path, json.dumps(body) if body is not None else None, headers)
+            response = connection.getresponse()
+            answer = response.status, response.read()
+        except BaseException:
+            connection.close()
+            raise
+        self._free.put(connection)
+        return answer
+
+    def close(self) -> None:
+        while not self._free.empty():
+            self._free.get_nowait().close()
+
+
 @dataclass(frozen=True)
 class Cluster:
     """Objects of one namespace."""
 
-    server: ApiServer
+    server: Server
     namespace: str
 
     def call(self, method: str, path: str, body: object = None, *, content_type: str = "application/json") -> Object:
-        status, data = self.server.request(method, path, body=body, content_type=content_type, timeout=20)
-        parsed: Object = json.loads(data) if status else {"message": data.decode()}
+        status, data = self.server.request(method, path, body, content_type=content_type)
+        parsed: Object = json.loads(data)
         if not 200 <= status < 300:
             raise RefusedError(status, parsed.get("message", ""))
         return parsed
@@ -81,7 +122,7 @@ class Cluster:
                 return None
             raise
 
-    def list(self, plural: str, selector: str = "") -> list[Object]:
+    def list_all(self, plural: str, selector: str = "") -> list[Object]:
         items: list[Object] = self.call("GET", self.path(plural) + (f"?labelSelector={selector}" if selector else ""))[
             "items"
         ]
@@ -112,29 +153,38 @@ class Cluster:
         return self.get("jobs", f"{name}-{self.run(name)}")
 
     def pods(self, name: str) -> list[Object]:
-        return self.list("pods", f"{LABEL_RUN}={self.run(name)}")
+        return self.list_all("pods", f"{LABEL_RUN}={self.run(name)}")
 
-    def wait_status(
-        self, name: str, test: Callable[[Object], object], what: str, *, timeout: float = PATIENCE
-    ) -> Object:
-        return wait_for(
-            lambda: status if test(status := self.status(name)) else None,
-            f"{name}: {what}; now {json.dumps(self.status(name))[:1500]}",
-            timeout=timeout,
-            pause=0.05,
-        )
+    def wait_job_end(self, name: str) -> Object:
+        """Wait until the Job controller has drawn its conclusion, and return that condition."""
 
-    def wait_phase(self, name: str, phase: str, *, timeout: float = PATIENCE) -> Object:
-        return self.wait_status(name, lambda status: status.get("phase") == phase, f"phase {phase}", timeout=timeout)
+        def end() -> Object | None:
+            conditions = ((self.job(name) or {}).get("status") or {}).get("conditions") or ()
+            return next((entry for entry in conditions if entry["type"] in {"Complete", "Failed"}), None)
 
-    def wait_reason(self, name: str, reason: str, *, timeout: float = PATIENCE) -> Object:
+        return self.wait(end, name, "the Job has ended")
+
+    def wait_status(self, name: str, test: Callable[[Object], object], what: str) -> Object:
+        return self.wait(lambda: status if test(status := self.status(name)) else None, name, what)
+
+    def wait(self, condition: Callable[[], T | None], name: str, what: str) -> T:
+        """Wait for a condition; when it does not come, tell what the training's status was."""
+        try:
+            return wait_for(condition, f"{name}: {what}", timeout=PATIENCE, pause=0.1)
+        except ClusterError as error:
+            raise AssertionError(f"{error}; the status is {json.dumps(self.status(name), indent=1)}") from error
+
+    def wait_phase(self, name: str, phase: str) -> Object:
+        return self.wait_status(name, lambda status: status.get("phase") == phase, f"phase {phase}")
+
+    def wait_reason(self, name: str, reason: str) -> Object:
         """Wait for the reason of Ready and return that condition."""
-        return wait_for(
-            lambda: ready if (ready := self.condition(name, "Ready")).get("reason") == reason else None,
-            f"{name}: Ready with reason {reason}; now {self.condition(name, 'Ready')}",
-            timeout=timeout,
-            pause=0.05,
-        )
+
+        def ready() -> Object | None:
+            found = self.condition(name, "Ready")
+            return found if found.get("reason") == reason else None
+
+        return self.wait(ready, name, f"Ready with reason {reason}")
 
 
 class _Reporter(BaseHTTPRequestHandler):
@@ -243,11 +293,13 @@ class PlayedPod:
 def take_pod(cluster: Cluster, name: str, *, besides: set[str] | frozenset[str] = frozenset()) -> PlayedPod:
     """Wait for a new pod of a training, bind it to the played node and return it."""
 
+    selector = f"{LABEL_RUN}={cluster.run(name)}"
+
     def fresh() -> Object | None:
-        pods = [pod for pod in cluster.pods(name) if pod["metadata"]["name"] not in besides]
+        pods = [pod for pod in cluster.list_all("pods", selector) if pod["metadata"]["name"] not in besides]
         return pods[0] if pods else None
 
-    pod = wait_for(fresh, f"{name}: a new pod", timeout=PATIENCE, pause=0.05)["metadata"]["name"]
+    pod = cluster.wait(fresh, name, "a new pod")["metadata"]["name"]
     binding = {
         "apiVersion": "v1",
         "kind": "Binding",
@@ -265,10 +317,10 @@ def record(epoch: int) -> CheckpointRecord:
 
 
 @contextmanager
-def played_node(server: ApiServer) -> Iterator[None]:
+def played_node(server: Server) -> Iterator[None]:
     """Have a node with a heart beat, so that bound pods are neither collected nor evicted."""
     node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}}
-    server.request("POST", "/api/v1/nodes", body=node)
+    server.request("POST", "/api/v1/nodes", node)
     path = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
     stopped = threading.Event()
 
@@ -279,10 +331,10 @@ def played_node(server: ApiServer) -> Iterator[None]:
             lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": NODE}, "spec": spec}
             ready = [{"type": "Ready", "status": "True", "reason": "Played", "lastHeartbeatTime": now()}]
             server.request(
-                "PATCH", f"/api/v1/nodes/{NODE}/status", body={"status": {"conditions": ready}}, content_type=MERGE
+                "PATCH", f"/api/v1/nodes/{NODE}/status", {"status": {"conditions": ready}}, content_type=MERGE
             )
-            if server.request("PATCH", f"{path}/{NODE}", body={"spec": spec}, content_type=MERGE)[0] == 404:
-                server.request("POST", path, body=lease)
+            if server.request("PATCH", f"{path}/{NODE}", {"spec": spec}, content_type=MERGE)[0] == 404:
+                server.request("POST", path, lease)
             if stopped.wait(8):
                 return
 

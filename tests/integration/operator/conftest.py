@@ -10,36 +10,34 @@ import pytest
 import yaml
 
 from darkroom_api.__main__ import generated_files
-from dev.cluster.control_plane import ControlPlane, client
-from dev.cluster.kube import ApiServer
+from dev.cluster.control_plane import ControlPlane
 from dev.cluster.waiting import wait_for
-from tests.integration.operator.cluster import Cluster, played_node
+from tests.integration.operator.cluster import Cluster, Server, played_node
 from tests.integration.operator.process import OperatorProcess
 
 NewCluster = Callable[[], Cluster]
 
 
 @pytest.fixture(scope="session")
-def server(control_plane: ControlPlane) -> Iterator[ApiServer]:
+def server(control_plane: ControlPlane) -> Iterator[Server]:
     """The API server with our CRDs and one node."""
-    server = client(control_plane.site)
+    server = Server(control_plane.site)
     definition = next(text for path, text in generated_files().items() if path.parts[0] == "crds")
-    status, body = server.request(
-        "POST",
-        "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
-        body=yaml.safe_load(definition),
-        timeout=20,
-    )
+    path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+    status, body = server.request("POST", path, yaml.safe_load(definition))
     assert status in {201, 409}, body
     wait_for(
-        lambda: server.get("/apis/darkroom.dev/v1alpha1/loratrainings") is not None, "the CRD is served", timeout=20
+        lambda: server.request("GET", "/apis/darkroom.dev/v1alpha1/loratrainings")[0] == 200,
+        "the CRD is served",
+        timeout=30,
     )
     with played_node(server):
         yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")
-def new_cluster(server: ApiServer) -> NewCluster:
+def new_cluster(server: Server) -> NewCluster:
     """Make a namespace of its own."""
 
     def make() -> Cluster:
@@ -57,9 +55,18 @@ def cluster(new_cluster: NewCluster) -> Cluster:
     return new_cluster()
 
 
+@pytest.fixture(scope="module")
+def operator(server: Server, kubeconfig: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
+    """A running operator for all tests of a module."""
+    del server  # the CRD comes first
+    with OperatorProcess(kubeconfig, tmp_path_factory.mktemp("operator") / "log") as running:
+        running.wait_ready()
+        yield running
+
+
 @pytest.fixture
-def operator(cluster: Cluster, kubeconfig: Path, tmp_path: Path) -> Iterator[OperatorProcess]:
-    """A running operator that watches the test's namespace only."""
+def own_operator(cluster: Cluster, kubeconfig: Path, tmp_path: Path) -> Iterator[OperatorProcess]:
+    """An operator for the test's namespace only, which the test may end."""
     with OperatorProcess(kubeconfig, tmp_path / "operator.log", namespace=cluster.namespace) as running:
         running.wait_ready()
         yield running

@@ -15,7 +15,7 @@ from typing import Self
 from dev.cluster.ports import free_ports
 from dev.cluster.waiting import wait_for
 
-READY = 30.0
+READY = 90.0
 
 
 class OperatorProcess:
@@ -58,13 +58,13 @@ class OperatorProcess:
     def kill(self) -> None:
         assert self.process
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(30)
 
     def stop(self) -> int:
         """Ask it to stop, and return its exit code."""
         assert self.process
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(20)
+        return self.process.wait(60)
 
     def __enter__(self) -> Self:
         self.start()

@@ -1,0 +1,58 @@
+"""What `kubectl apply` refuses: path, given, allowed; and what it must never refuse: a later status."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.integration.operator.cluster import MERGE, SPEC, Cluster, RefusedError
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"network": {"rank": 0}}, ["spec.network.rank", "0", "greater than or equal to 1"]),
+        ({"trainnig": {}}, ["unknown field", "spec.trainnig"]),
+        ({"training": {"optimizer": {"beta2Decay": -0.5}}}, ["spec.training.optimizer", "beta2Decay", "AdamW"]),
+        ({"dataset": {"name": "photos", "uri": "s3://studio/anna"}}, ["spec.dataset", "either name or uri"]),
+        ({"dataset": {}}, ["spec.dataset", "either name or uri"]),
+        ({"output": {"uri": "file:///tmp"}}, ["spec.output.uri", "file:///tmp", "s3://"]),
+        ({"backoffLimit": -1}, ["spec.backoffLimit", "-1", "greater than or equal to 0"]),
+    ],
+    ids=["rank", "unknown", "foreign", "both", "neither", "uri", "backoff"],
+)  # fmt: skip
+def test_a_wrong_spec_is_refused_with_path_given_and_allowed(
+    cluster: Cluster, spec: dict[str, Any], words: list[str]
+) -> None:
+    with pytest.raises(RefusedError) as refused:
+        cluster.apply("anna", **spec)
+    assert refused.value.status in {400, 422}
+    for word in words:
+        assert word in refused.value.message
+
+
+def test_what_may_not_change_is_refused_and_what_may_is_not(cluster: Cluster) -> None:
+    cluster.apply("anna")
+    with pytest.raises(RefusedError, match="output may not change; apply the resource under a new name"):
+        cluster.change("anna", output={"uri": "s3://elsewhere/loras"})
+    with pytest.raises(RefusedError, match="network may not change"):
+        cluster.change("anna", network={"rank": 4})
+    changed = cluster.change("anna", suspend=True, backoffLimit=0, activeDeadlineSeconds=5, ttlSecondsAfterFinished=0)
+    assert changed["metadata"]["generation"] == 2
+
+
+def test_an_object_with_only_its_required_fields_takes_a_status_and_a_suspension(cluster: Cluster) -> None:
+    created = cluster.apply("anna")
+    assert created["status"] == {"observedGeneration": -1}  # else kstatus takes it for finished
+    assert set(SPEC) < set(created["spec"])
+    patch = {"status": {"phase": "Pending", "observedGeneration": 1}}
+    patched = cluster.call("PATCH", cluster.path("loratrainings", "anna", "status"), patch, content_type=MERGE)
+    assert patched["status"]["phase"] == "Pending"
+    assert cluster.change("anna", suspend=True)["spec"]["suspend"] is True
+
+
+def test_a_name_that_leaves_no_room_for_the_jobs_is_refused(cluster: Cluster) -> None:
+    with pytest.raises(RefusedError, match="at most 50 characters"):
+        cluster.apply("a" * 51)
+    cluster.apply("a" * 50)
