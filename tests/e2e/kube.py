@@ -46,7 +46,8 @@ class Kubectl:
     def list(self, kind: str, selector: str = "") -> list[Object]:
         """Return all objects of a kind that the label selector matches."""
         done = self.run("get", kind, "--selector", selector, "--output", "json")
-        return json.loads(done.stdout)["items"]
+        items: list[Object] = json.loads(done.stdout)["items"]
+        return items
 
     def apply(self, *objects: Object) -> None:
         """Apply objects as ``kubectl apply -f -`` does."""

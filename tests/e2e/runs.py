@@ -22,7 +22,7 @@ KIND = "loratrainings.darkroom.dev"
 
 def training(name: str, *, dataset: str, **training: Any) -> Object:
     """Return the example's LoraTraining under another name, with another dataset and the given training fields."""
-    manifest = copy.deepcopy(next(yaml.safe_load_all(EXAMPLE.read_text())))
+    manifest: Object = copy.deepcopy(next(yaml.safe_load_all(EXAMPLE.read_text())))
     manifest["metadata"] = {"name": name}
     manifest["spec"]["baseModel"] = {"uri": BASE_MODEL_URI}
     manifest["spec"]["dataset"] = {"uri": dataset}
@@ -34,7 +34,8 @@ def status(kubectl: Kubectl, name: str) -> Object:
     """Return the status of a training, empty when there is none yet."""
     found = kubectl.get(KIND, name)
     assert found, f"there is no training {name}"
-    return found.get("status", {})
+    now: Object = found.get("status", {})
+    return now
 
 
 def wait_for_phase(kubectl: Kubectl, name: str, *phases: str, timeout: float) -> Object:
@@ -112,7 +113,8 @@ class RunObjects:
 
     def read(self, key: str) -> bytes:
         """Return an object's content."""
-        return self.client.get_object(Bucket=self.bucket, Key=f"{self.prefix}/{key}")["Body"].read()
+        data: bytes = self.client.get_object(Bucket=self.bucket, Key=f"{self.prefix}/{key}")["Body"].read()
+        return data
 
     def weights(self, epoch: int, name: str) -> dict[str, bytes]:
         """Return every tensor's name and exact bytes. (The file's metadata holds the run's own name.)"""

@@ -52,7 +52,8 @@ def test_status_lists_every_epoch(done: dict[str, Any]) -> None:
     assert [checkpoint["epoch"] for checkpoint in done["checkpoints"]] == list(range(1, EPOCHS + 1))
     assert done["progress"]["percentage"] == 100
     assert done["progress"]["step"] == done["plan"]["totalSteps"]
-    assert {c["type"]: c["status"] for c in done["conditions"]} >= {"Ready": "True", "Complete": "True"}
+    conditions = {condition["type"]: condition["status"] for condition in done["conditions"]}
+    assert (conditions["Ready"], conditions["Complete"]) == ("True", "True")
 
 
 def test_kubectl_wait_sees_the_end(lab: Lab, done: dict[str, Any]) -> None:

@@ -2,37 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
 from tests.e2e.conftest import Lab
-from tests.e2e.kube import PodWatch, until
+from tests.e2e.kube import Kubectl, Object, PodWatch, until
 from tests.e2e.runs import KIND, RunObjects, kill_trainer, running_pod, training, wait_for_phase, wait_for_step
 
 EPOCHS = 3
 STEPS_PER_EPOCH = 15
-NAMES = ("undisturbed", "killed", "moved")
+KILLED_AT = (4, 19, 37)
+
+
+def _let_be(kubectl: Kubectl, name: str) -> None:
+    """Do nothing."""
+
+
+def _kill_three_times(kubectl: Kubectl, name: str) -> None:
+    for step in KILLED_AT:
+        kill_trainer(wait_for_step(kubectl, name, step))
+
+
+def _evict_then_suspend_and_resume(kubectl: Kubectl, name: str) -> None:
+    evicted = wait_for_step(kubectl, name, 8)
+    kubectl.evict(evicted["metadata"]["name"])
+    until(
+        "a new pod replaces the evicted one",
+        lambda: (pod := running_pod(kubectl, name)) and pod["metadata"]["uid"] != evicted["metadata"]["uid"],
+        timeout=120,
+    )
+    wait_for_step(kubectl, name, 24)
+    kubectl.patch(KIND, name, merge={"spec": {"suspend": True}})
+    suspended = wait_for_phase(kubectl, name, "Suspended", timeout=60)
+    conditions = {condition["type"]: condition["status"] for condition in suspended["conditions"]}
+    assert conditions["Suspended"] == "True"
+    until("no pod is left", lambda: not kubectl.list("pods", f"darkroom.dev/name={name}"), timeout=60)
+    kubectl.patch(KIND, name, merge={"spec": {"suspend": False}})
+
+
+DISTURBANCES: dict[str, Callable[[Kubectl, str], None]] = {
+    "undisturbed": _let_be,
+    "killed": _kill_three_times,
+    "moved": _evict_then_suspend_and_resume,
+}
+Outcome = tuple[Object, PodWatch]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(lab: Lab) -> Iterator[RunObjects]:
-    """A run that nobody disturbs; its pods live beside those of the other tests."""
+def outcomes(lab: Lab) -> Iterator[dict[str, Future[Outcome]]]:
+    """All runs at once, each with its disturbance: most of the time they wait for pods to start."""
     uri = lab.upload_subject("resume", repeats=4, count=15)
-    for name in NAMES:
+    for name in DISTURBANCES:
         manifest = training(name, dataset=uri, epochs=EPOCHS, batchSize=4)
         manifest["spec"]["checkpoints"] = {"precision": "FP32", "stateEverySeconds": 1}
         manifest["spec"]["samples"] = {"prompts": []}
         manifest["spec"]["backoffLimit"] = 6
-        manifest["spec"]["suspend"] = name != "undisturbed"
         lab.kubectl.apply(manifest)
-    done = wait_for_phase(lab.kubectl, "undisturbed", "Succeeded", timeout=240)
-    yield lab.objects(done)
-    lab.kubectl.run("delete", KIND, *NAMES, "--wait")
+
+    def run(name: str) -> Outcome:
+        with PodWatch(lab.kubectl, f"darkroom.dev/name={name}") as watch:
+            DISTURBANCES[name](lab.kubectl, name)
+            return wait_for_phase(lab.kubectl, name, "Succeeded", timeout=300), watch
+
+    with ThreadPoolExecutor() as threads:
+        yield {name: threads.submit(run, name) for name in DISTURBANCES}
+    lab.kubectl.run("delete", KIND, *DISTURBANCES, "--wait=false")
 
 
-def _assert_equal(lab: Lab, name: str, *, reference: RunObjects) -> None:
-    done = wait_for_phase(lab.kubectl, name, "Succeeded", timeout=240)
+@pytest.mark.parametrize(("name", "num_pods"), [("killed", 1 + len(KILLED_AT)), ("moved", 3)])
+def test_disturbed_run_ends_like_the_undisturbed_one(
+    lab: Lab, outcomes: dict[str, Future[Outcome]], name: str, num_pods: int
+) -> None:
+    reference: RunObjects = lab.objects(outcomes["undisturbed"].result()[0])
+    done, watch = outcomes[name].result()
     objects = lab.objects(done)
     losses = reference.losses(EPOCHS)
     assert len(losses) == EPOCHS * STEPS_PER_EPOCH
@@ -40,40 +84,5 @@ def _assert_equal(lab: Lab, name: str, *, reference: RunObjects) -> None:
     for epoch in range(1, EPOCHS + 1):
         assert objects.weights(epoch, name) == reference.weights(epoch, "undisturbed")
     assert [checkpoint["epoch"] for checkpoint in done["checkpoints"]] == list(range(1, EPOCHS + 1))
-
-
-def test_trainer_killed_at_three_steps(lab: Lab, undisturbed: RunObjects) -> None:
-    with PodWatch(lab.kubectl, "darkroom.dev/name=killed") as watch:
-        lab.kubectl.patch(KIND, "killed", merge={"spec": {"suspend": False}})
-        for step in (4, 19, 37):
-            kill_trainer(wait_for_step(lab.kubectl, "killed", step))
-        _assert_equal(lab, "killed", reference=undisturbed)
-    assert len(watch.seen) == 4
+    assert len(watch.seen) == num_pods
     assert watch.most_alive == 1
-
-
-def test_evicted_then_suspended_and_resumed(lab: Lab, undisturbed: RunObjects) -> None:
-    with PodWatch(lab.kubectl, "darkroom.dev/name=moved") as watch:
-        lab.kubectl.patch(KIND, "moved", merge={"spec": {"suspend": False}})
-        evicted = wait_for_step(lab.kubectl, "moved", 8)
-        lab.kubectl.evict(evicted["metadata"]["name"])
-        until(
-            "a new pod replaces the evicted one",
-            lambda: (pod := running_pod(lab.kubectl, "moved")) and pod["metadata"]["uid"] != evicted["metadata"]["uid"],
-            timeout=120,
-        )
-        wait_for_step(lab.kubectl, "moved", 24)
-        lab.kubectl.patch(KIND, "moved", merge={"spec": {"suspend": True}})
-        suspended = wait_for_phase(lab.kubectl, "moved", "Suspended", timeout=60)
-        assert _condition(suspended, "Suspended") == "True"
-        until("no pod is left", lambda: not lab.kubectl.list("pods", "darkroom.dev/name=moved"), timeout=60)
-        lab.kubectl.patch(KIND, "moved", merge={"spec": {"suspend": False}})
-        _assert_equal(lab, "moved", reference=undisturbed)
-    assert len(watch.seen) == 3
-    assert watch.most_alive == 1
-
-
-def _condition(status: dict[str, object], kind: str) -> str:
-    conditions = status["conditions"]
-    assert isinstance(conditions, list)
-    return next(condition["status"] for condition in conditions if condition["type"] == kind)
