@@ -149,7 +149,9 @@ class Publisher:
             if self._closed:
                 return None
             self._busy = True
-            return self._queue.popleft()
+            task = self._queue.popleft()
+            self._tell()  # a place in the queue is free
+            return task
 
     def _publish(self, task: _Task) -> None:
         if task.directory is None:
