@@ -9,7 +9,7 @@ from pydantic import Field
 from darkroom_api.base import Model
 from darkroom_api.storage import DNS_NAME
 
-Quantity = Annotated[int | str, Field(max_length=64)]
+Quantity = int | Annotated[str, Field(max_length=64)]
 """A Kubernetes quantity: ``4``, ``500m``, ``16Gi``."""
 Quantities = dict[str, Quantity]
 Text = Annotated[str, Field(max_length=253)]
