@@ -10,8 +10,11 @@ operator's own follows: from then on every deletion is either in that list or in
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import kopf
@@ -66,6 +69,14 @@ class _Tracer:
             self._began(resource, parts[parts.index("namespaces") + 1] if "namespaces" in parts else None)
 
 
+def _without_dns(info: kopf.ConnectionInfo, environ: Mapping[str, str]) -> kopf.ConnectionInfo:
+    """Reach the API server of the own cluster by address: it must be found while the cluster's DNS is away."""
+    host, port = environ.get("KUBERNETES_SERVICE_HOST"), environ.get("KUBERNETES_SERVICE_PORT", "443")
+    if host is None or urlsplit(info.server).hostname != "kubernetes.default.svc":
+        return info
+    return replace(info, server=f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}")
+
+
 def _session(info: kopf.ConnectionInfo, tracer: _Tracer) -> kopf.AiohttpSession:
     """Return the session that kopf would make itself, with a hook."""
     session = aiohttp.ClientSession(
@@ -96,7 +107,7 @@ def registry(
     @kopf.on.login(registry=handlers)
     async def login(**given: Any) -> kopf.AiohttpSession | None:
         info = kopf.login_with_service_account(**given) or kopf.login_with_kubeconfig(**given)
-        return _session(info, tracer) if info else None
+        return _session(_without_dns(info, os.environ), tracer) if info else None
 
     @kopf.on.event(TRAININGS.group, TRAININGS.version, TRAININGS.plural, registry=handlers)
     async def training(event: kopf.RawEvent, **_: Any) -> None:
