@@ -14,12 +14,13 @@ import pytest
 from dev.cluster import full
 from dev.cluster.paths import REPOSITORY, full_layout
 from dev.demo.data import BASE_MODEL, client
-from dev.demo.installing import LABELS, bring_images, install_operator
+from dev.demo.installing import bring_images, install_operator
 from dev.demo.site import RELEASE, SYSTEM_NAMESPACE, Site
 from tests.e2e.kube import Kubectl, Object, until
 from tests.e2e.runs import RunObjects
 
 NAMESPACE = "e2e"
+RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def _prepare(kubectl: Kubectl) -> None:
     """Make both namespaces as the demo does, and the tests' own one from nothing."""
     kubectl.run("delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait", "--timeout=100s")
     for namespace in (SYSTEM_NAMESPACE, NAMESPACE):
-        kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": LABELS}})
+        kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": RESTRICTED}})
     until("the default ServiceAccount", lambda: kubectl.get("serviceaccount", "default"), timeout=30)
 
 
