@@ -71,7 +71,7 @@ def of_job(failed: Object, *, last: Attempt | None, recorded: Failure | None) ->
     if last and (failure := of_attempt(last)):
         return failure
     # With the pod gone, the Job still names the exit code that its policy matched.
-    if found := re.search(r"pod \S*?/?(\S+) failed with exit code (\d+)", message):
+    if found := re.search(r"pod (?:\S+/)?(\S+) failed with exit code (\d+)", message):
         return _by_exit_code(int(found[2]), pod=found[1])
     return recorded or make(FailureReason.INTERNAL_ERROR, f"{reason}: {message}" if reason else message)
 

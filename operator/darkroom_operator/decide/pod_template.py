@@ -130,8 +130,8 @@ def _secret(name: str, key: str, *, optional: bool) -> Object:
 
 def _resources(compute: Compute) -> Object:
     given = compute.resources
-    requests: Object = dict(given.requests)
-    limits: Object = dict(given.limits)
+    requests: Object = {name: str(quantity) for name, quantity in given.requests.items()}
+    limits: Object = {name: str(quantity) for name, quantity in given.limits.items()}
     if compute.gpus:
         requests[GPU] = limits[GPU] = str(compute.gpus)
     return {name: value for name, value in (("requests", requests), ("limits", limits)) if value}

@@ -41,8 +41,8 @@ def count_attempts(status: TrainingStatus, attempts: list[Attempt]) -> tuple[int
 
 
 def _is_newer(attempt: Attempt, than: AttemptStatus) -> bool:
-    # Times are whole seconds, but two pods of a Job are never made within one and kept: the name decides.
-    return attempt.created > than.created or (attempt.created == than.created and attempt.pod != than.pod)
+    # Times are whole seconds. Of two pods of one second the names decide, so that no pod is ever counted twice.
+    return (attempt.created, attempt.pod) > (than.created, than.pod)
 
 
 def _dump(status: TrainingStatus) -> Object:

@@ -1,0 +1,130 @@
+"""The cache: newer beats older, lists are the truth, and what is gone stays gone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from darkroom_operator.cache import Cache
+from darkroom_operator.objects import CONFIG_MAPS, JOBS, PODS, TRAININGS, Key, RunKey
+from tests.unit.operator.world import CHILD, NOW, RUN, UID, ended, job, observation, running, training
+
+ANNA = Key("studio", "anna")
+
+
+def at(version: int, item: dict[str, Any]) -> dict[str, Any]:
+    owner = {"ownerReferences": [{"kind": "LoraTraining", "uid": UID, "name": "anna", "controller": True}]}
+    known = owner if "ownerReferences" not in item["metadata"] and item["metadata"]["name"] == CHILD else {}
+    return item | {"metadata": item["metadata"] | known | {"resourceVersion": str(version)}}
+
+
+def filled() -> Cache:
+    cache = Cache()
+    cache.put(TRAININGS, at(10, training()))
+    cache.put(JOBS, at(11, job()))
+    cache.put(PODS, at(12, running()))
+    return cache
+
+
+def test_a_snapshot_has_what_belongs_to_the_run() -> None:
+    snapshot = filled().snapshot(ANNA)
+    assert snapshot
+    assert snapshot.job
+    assert snapshot.job["metadata"]["name"] == CHILD
+    assert len(snapshot.pods) == 1
+    assert snapshot.config_map is None
+    assert Cache().snapshot(ANNA) is None
+
+
+def test_a_change_names_its_training() -> None:
+    cache = Cache()
+    assert cache.put(JOBS, at(11, job())) == {ANNA}
+    assert cache.put(JOBS, at(11, job())) == set()
+    assert cache.put(JOBS, at(12, job(suspend=True))) == {ANNA}
+
+
+def test_an_older_event_does_not_undo_an_own_write() -> None:
+    cache = filled()
+    cache.put(JOBS, at(20, job(suspend=True)))
+    assert cache.put(JOBS, at(15, job(suspend=False))) == set()
+    snapshot = cache.snapshot(ANNA)
+    assert snapshot
+    assert snapshot.job
+    assert snapshot.job["spec"]["suspend"] is True
+
+
+def test_objects_that_only_look_like_ours_are_not() -> None:
+    cache = Cache()
+    cache.put(TRAININGS, at(10, training()))
+    forged = job()
+    forged["metadata"]["ownerReferences"] = [{"uid": "other", "controller": True}]
+    cache.put(JOBS, at(11, forged))
+    stranger = running("stranger")
+    stranger["metadata"]["ownerReferences"] = []
+    cache.put(PODS, at(12, stranger))
+    snapshot = cache.snapshot(ANNA)
+    assert snapshot
+    assert snapshot.job is None
+    assert snapshot.pods == ()
+
+
+def test_a_list_removes_what_a_watch_missed() -> None:
+    cache = filled()
+    assert cache.replace(PODS, [], version=30, namespace=None) == {ANNA}
+    snapshot = cache.snapshot(ANNA)
+    assert snapshot
+    assert snapshot.pods == ()
+
+
+def test_a_list_spares_what_is_newer_and_what_lies_elsewhere() -> None:
+    cache = filled()
+    assert cache.replace(PODS, [], version=11, namespace=None) == set()
+    assert cache.replace(PODS, [], version=30, namespace="elsewhere") == set()
+    assert cache.count(PODS) == 1
+
+
+def test_a_list_begun_before_a_deletion_does_not_bring_the_object_back() -> None:
+    cache = filled()
+    cache.remove(PODS, at(25, running()))
+    assert cache.replace(PODS, [at(12, running())], version=20, namespace=None) == set()
+    assert cache.count(PODS) == 0
+
+
+def test_a_pods_last_state_outlives_it() -> None:
+    cache = filled()
+    cache.remove(PODS, at(25, ended(75)))
+    snapshot = cache.snapshot(ANNA)
+    assert snapshot
+    assert snapshot.pods == ()
+    terminated = snapshot.departed_pods[0]["status"]["containerStatuses"][0]["state"]["terminated"]
+    assert terminated["exitCode"] == 75
+
+
+def test_nothing_is_left_of_a_training_that_is_gone() -> None:
+    cache = filled()
+    cache.put(CONFIG_MAPS, at(13, {"metadata": job()["metadata"] | {"uid": "map"}}))
+    cache.remove(TRAININGS, at(30, training()))
+    cache.remove(JOBS, at(31, job()))
+    cache.remove(PODS, at(32, running()))
+    cache.remove(CONFIG_MAPS, at(33, {"metadata": job()["metadata"] | {"uid": "map"}}))
+    assert cache.snapshot(ANNA) is None
+    assert cache._runs == {}
+
+
+def test_an_observation_is_news_only_if_it_says_something_new() -> None:
+    cache = filled()
+    key = RunKey("studio", RUN)
+    first, again, more = observation(step=1), observation(step=1, updated=NOW.replace(hour=13)), observation(step=2)
+    heard = [cache.observe(key, "pod-a", progress=each.progress, received=NOW) for each in (first, again, more)]
+    assert heard == [True, False, True]
+    assert cache.observe(RunKey("studio", "0000000000"), "pod-a", progress=more.progress, received=NOW) is False
+
+
+def test_an_observation_survives_a_change_of_the_only_child() -> None:
+    cache = Cache()
+    cache.put(TRAININGS, at(10, training()))
+    cache.put(PODS, at(12, running()))
+    cache.observe(RunKey("studio", RUN), "pod-a", progress=observation(step=1).progress, received=NOW)
+    cache.put(PODS, at(13, running(deleting=True)))
+    snapshot = cache.snapshot(ANNA)
+    assert snapshot
+    assert snapshot.observation
