@@ -110,7 +110,7 @@ def arrange(pictures: Sequence[Picture], training: Training) -> Course:
     )
     small = [item.picture for item in items if 0 in item.placement.bucket]
     if small:
-        names = "\n".join(f"{it.name}: {it.size[0]}x{it.size[1]} pixels" for it in small[:20])
+        names = "\n".join(f"{it.name}: {it.size[0]}x{it.size[1]} pixels" for it in small)
         raise RunError(
             FailureReason.DATASET_REJECTED,
             f"spec.dataset.uri: {len(small)} pictures are smaller than training.buckets.step, "

@@ -31,7 +31,7 @@ FOLDER: Final = re.compile(r"(?P<repeats>[0-9]+)_(?P<tokens>.*\S.*)")
 MAXIMUM_REPEATS: Final = 10_000
 MAXIMUM_CAPTION_BYTES: Final = 64 * 1024
 _ORIENTATION: Final = 0x0112
-_SHOWN_PROBLEMS: Final = 20
+_SHOWN_PROBLEMS: Final = 500
 
 
 @dataclass(frozen=True)
@@ -180,12 +180,11 @@ def load_rgb(path: Path) -> Image.Image:
 
 
 def _refusal(problems: list[str]) -> RunError:
+    """Name everything that is wrong; what is allowed comes first, since the status keeps only so many characters."""
     more = f"\n… and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
     return RunError(
         FailureReason.DATASET_REJECTED,
-        "spec.dataset.uri: "
-        + "\n".join(problems[:_SHOWN_PROBLEMS])
-        + more
-        + "\nAllowed: folders named REPEATS_NAME, such as '20_sks robot', with pictures (.jpg, .jpeg, .png, .webp) "
-        "and captions of the same name (.txt, not empty).",
+        f"spec.dataset.uri: {len(problems)} problem{'s'[: len(problems) > 1]}. Allowed: folders named REPEATS_NAME, "
+        "such as '20_sks robot', with pictures (.jpg, .jpeg, .png, .webp) and captions of the same name "
+        "(.txt, not empty). Found:\n" + "\n".join(problems[:_SHOWN_PROBLEMS]) + more,
     )

@@ -43,7 +43,8 @@ class LatentCache:
             on_item(index)
             path = self._path(item)
             if not path.exists():
-                save_file(_encode(item, vae), path)
+                save_file(_encode(item, vae), path.with_suffix(".part"))
+                path.with_suffix(".part").rename(path)
 
     def draw(self, items: Sequence[Item], generator: torch.Generator) -> torch.Tensor:
         """Return unscaled latents (B, C, H, W) of a batch, drawn from each picture's distribution, on the CPU."""

@@ -56,22 +56,21 @@ def kohya_name(pair: LowRankPair) -> str:
 
 
 def kohya_tensors(adapter: Adapter, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Return the file's tensors: down, up and alpha of every layer."""
+    """Return the file's tensors, copied: down, up and alpha of every layer."""
     alpha = torch.tensor(adapter.alpha)
     if alpha.to(dtype) == alpha:  # else fp32: a rounded alpha would scale the whole LoRA
         alpha = alpha.to(dtype)
     tensors: dict[str, torch.Tensor] = {}
     for pair in adapter.pairs:
         name = kohya_name(pair)
-        tensors[f"{name}.lora_down.weight"] = pair.down.detach().to("cpu", dtype).contiguous()
-        tensors[f"{name}.lora_up.weight"] = pair.up.detach().to("cpu", dtype).contiguous()
+        tensors[f"{name}.lora_down.weight"] = pair.down.detach().to("cpu", dtype, copy=True).contiguous()
+        tensors[f"{name}.lora_up.weight"] = pair.up.detach().to("cpu", dtype, copy=True).contiguous()
         tensors[f"{name}.alpha"] = alpha.clone()
     return tensors
 
 
-def encode_lora(adapter: Adapter, *, dtype: torch.dtype, metadata: Mapping[str, str]) -> bytes:
-    """Encode the file, with the two hashes by which A1111 and kohya know it."""
-    tensors = kohya_tensors(adapter, dtype)
+def encode_lora(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Encode a file of such tensors, with the two hashes by which A1111 and kohya know it."""
     bare = encode(tensors, {name: value for name, value in metadata.items() if name.startswith("ss_")})
     header_bytes = 8 + int.from_bytes(bare[:8], "little")
     hashes = {

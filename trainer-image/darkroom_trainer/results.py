@@ -15,6 +15,7 @@ from darkroom_trainer import lora_format
 from darkroom_trainer.sampling import paint, wanted_pictures
 from darkroom_trainer.services import Services
 from darkroom_trainer.session import Session
+from darkroom_trainer.writing import Writer
 
 METRICS = "metrics.json"
 
@@ -31,7 +32,8 @@ class Results:
     session: Session
     services: Services
     base: Future[lora_format.BaseModelFile]
-    _attempts: Iterator[int] = field(default_factory=itertools.count, init=False)
+    _writer: Writer = field(default_factory=Writer, init=False)
+    _saves: Iterator[int] = field(default_factory=itertools.count, init=False)
 
     def close_epoch(self, epoch: int) -> None:
         """Hand over an epoch's checkpoint and samples, then the state; epoch 0 has samples only.
@@ -54,27 +56,44 @@ class Results:
 
     def save_state(self) -> None:
         """Hand over the resume state."""
-        step = self.session.position.step
+        snapshot, epoch, step = self.session.capture(), self.session.epoch, self.session.position.step
         self.services.reporter.stage(Stage.SAVING, f"State after step {step}")
         directory = state_directory(step)
         # A folder of its own each time: the publisher may still hold an earlier state of the same step.
-        files = self.session.save(self._folder(f"{directory}-{next(self._attempts)}"))
-        self.services.publisher.publish(directory, files, epoch=self.session.epoch, step=step)
+        folder = self._folder(f"{directory}-{next(self._saves)}")
+
+        def write() -> None:
+            self.services.publisher.publish(directory, snapshot.write(folder), epoch=epoch, step=step)
+
+        self._writer.hand_over(write)
+
+    def flush(self) -> None:
+        """Wait until everything is durable.
+
+        Raises:
+            RunError: Something could not be published.
+        """
+        self._writer.wait()
+        self.services.publisher.flush()
 
     def _write_checkpoint(self, epoch: int, *, is_last: bool) -> None:
         self.services.reporter.stage(Stage.SAVING, f"Checkpoint of epoch {epoch}")
-        session, step = self.session, self.session.position.step
+        session, publisher, step = self.session, self.services.publisher, self.session.position.step
         directory = checkpoint_directory(epoch)
-        folder = self._folder(directory)
-        weights = folder / weights_file(self.name, epoch=epoch)
-        about = lora_format.metadata(session.spec, session.course, self.base.result(), name=weights.stem, epoch=epoch)
-        dtype = lora_format.DTYPES[session.spec.checkpoints.precision]
-        weights.write_bytes(lora_format.encode_lora(session.adapter, dtype=dtype, metadata=about))
-        metrics = folder / METRICS
-        metrics.write_text(json.dumps(self._metrics(epoch)))
-        self.services.publisher.publish(directory, [weights, metrics], epoch=epoch, step=step)
-        if is_last:
-            self.services.publisher.publish_final(weights, epoch, step)
+        weights = self._folder(directory) / weights_file(self.name, epoch=epoch)
+        tensors = lora_format.kohya_tensors(session.adapter, lora_format.DTYPES[session.spec.checkpoints.precision])
+        metrics = json.dumps(self._metrics(epoch))
+
+        def write() -> None:
+            base = self.base.result()
+            about = lora_format.metadata(session.spec, session.course, base, name=weights.stem, epoch=epoch)
+            weights.write_bytes(lora_format.encode_lora(tensors, about))
+            weights.with_name(METRICS).write_text(metrics)
+            publisher.publish(directory, [weights, weights.with_name(METRICS)], epoch=epoch, step=step)
+            if is_last:
+                publisher.publish_final(weights, epoch, step)
+
+        self._writer.hand_over(write)
 
     def _metrics(self, epoch: int) -> dict[str, object]:
         position = self.session.position
@@ -96,7 +115,9 @@ class Results:
                 path = folder / sample_file(prompt, picture.seed)
                 paint(session.model, picture, before_step=self.services.stop.check).save(path)
                 files.append(path)
-        self.services.publisher.publish(directory, files, epoch=epoch, step=session.position.step)
+        step = session.position.step
+        # By way of the writer, so that samples cannot overtake the checkpoint before them.
+        self._writer.hand_over(lambda: self.services.publisher.publish(directory, files, epoch=epoch, step=step))
 
     def _folder(self, directory: str) -> Path:
         # No fsync: this disk lives no longer than the pod, and the publisher verifies what arrives in the store.

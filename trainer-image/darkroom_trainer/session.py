@@ -110,11 +110,10 @@ class Session:
             )[0]
         return objectives.loss(predicted, noised, objectives.weights(noised.timesteps_B, alphas_T, training.objective))
 
-    def save(self, directory: Path) -> list[Path]:
-        """Write the resume state and return its files."""
+    def capture(self) -> state.Snapshot:
+        """Copy the resume state to host memory."""
         scaler = self.accelerator.scaler
-        return state.save(
-            directory,
+        return state.capture(
             self.position,
             parameters=self.adapter.named_parameters(),
             optimizer=self.optimizer.optimizer,

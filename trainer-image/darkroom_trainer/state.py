@@ -50,31 +50,45 @@ class Position:
         self.steps, self.losses, self.learning_rates = [], [], []
 
 
-def save(
-    directory: Path,
+@dataclass(frozen=True)
+class Snapshot:
+    """A state in host memory, apart from the run that goes on."""
+
+    weights: Mapping[str, torch.Tensor]
+    moments: Mapping[str, torch.Tensor]
+    numbers: Mapping[str, Any]
+
+    def write(self, directory: Path) -> list[Path]:
+        """Write the state's files and return them."""
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file(dict(self.weights), directory / ADAPTER)
+        save_file(dict(self.moments), directory / OPTIMIZER)
+        (directory / NUMBERS).write_text(json.dumps(self.numbers))
+        return [directory / name for name in (ADAPTER, OPTIMIZER, NUMBERS)]
+
+
+def capture(
     position: Position,
     *,
     parameters: Mapping[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
     scaler: Mapping[str, Any],
     inputs: str,
-) -> list[Path]:
-    """Write a state and return its files.
+) -> Snapshot:
+    """Copy everything that a resume needs.
 
     Args:
-        directory: Where to.
         position: Where the run is.
         parameters: The trained weights.
         optimizer: Their optimizer.
         scaler: State of the loss scaler; empty without one.
         inputs: Fingerprint of base model and pictures; a resume with others is refused.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    save_file({name: _plain(it) for name, it in parameters.items()}, directory / ADAPTER)
-    save_file(_optimizer_tensors(optimizer), directory / OPTIMIZER)
-    numbers = {"format": FORMAT, "inputs": inputs, "scaler": dict(scaler), "position": asdict(position)}
-    (directory / NUMBERS).write_text(json.dumps(numbers))
-    return [directory / name for name in (ADAPTER, OPTIMIZER, NUMBERS)]
+    return Snapshot(
+        weights={name: _copy(it) for name, it in parameters.items()},
+        moments=_optimizer_tensors(optimizer),
+        numbers={"format": FORMAT, "inputs": inputs, "scaler": dict(scaler), "position": asdict(position)},
+    )
 
 
 def load(
@@ -111,14 +125,14 @@ def load(
     return position, numbers["scaler"]
 
 
-def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().cpu().contiguous()
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """Return all per-weight tensors as ``INDEX.NAME``."""
     return {
-        f"{index}.{name}": _plain(value)
+        f"{index}.{name}": _copy(value)
         for index, values in optimizer.state_dict()["state"].items()
         for name, value in values.items()
         if isinstance(value, torch.Tensor)  # Adafactor keeps a None where a tensor is not factored

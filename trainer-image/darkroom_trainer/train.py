@@ -59,5 +59,6 @@ def train(plan: RunPlan, services: Services) -> None:
                 stop.check()
             except StopRequested:
                 results.save_state()
-                publisher.flush()
+                results.flush()
                 raise
+        results.flush()

@@ -39,6 +39,10 @@ def trained(model: StableDiffusion, *, rank: int = 4, alpha: float = 2, text_enc
     return adapter
 
 
+def encoded(adapter: Adapter, metadata: dict[str, str]) -> bytes:
+    return lora_format.encode_lora(lora_format.kohya_tensors(adapter, torch.float16), metadata)
+
+
 def pixels(image: Any) -> np.ndarray:
     return np.asarray(image, dtype=np.int16)
 
@@ -58,7 +62,7 @@ def test_diffusers_paints_the_picture_of_the_training(
     dtype = lora_format.DTYPES[precision]
     with adapter.rounded(dtype):
         ours = sampling.paint(model, PICTURE)
-    (tmp_path / "lora.safetensors").write_bytes(lora_format.encode_lora(adapter, dtype=dtype, metadata={}))
+    (tmp_path / "lora.safetensors").write_bytes(lora_format.encode_lora(lora_format.kohya_tensors(adapter, dtype), {}))
 
     pipe = pipeline(base_file)
     pipe.unload_lora_weights()
@@ -90,7 +94,7 @@ def test_an_adapter_changes_nothing_before_training(load_model: Load) -> None:
 
 
 def test_names_are_kohyas(load_model: Load) -> None:
-    names = set(load(lora_format.encode_lora(trained(load_model()), dtype=torch.float16, metadata={})))
+    names = set(load(encoded(trained(load_model()), {})))
     assert len(names) == 3 * (192 + 2 * 6)  # all of the UNet's modules of SD 1.5; six a layer of the text encoder
     for part in ("lora_down.weight", "lora_up.weight", "alpha"):
         assert f"lora_te_text_model_encoder_layers_0_self_attn_q_proj.{part}" in names
@@ -101,9 +105,7 @@ def test_names_are_kohyas(load_model: Load) -> None:
 
 
 def test_without_text_encoder_the_file_has_none(load_model: Load) -> None:
-    names = load(
-        lora_format.encode_lora(trained(load_model(), text_encoder=False), dtype=torch.float16, metadata={})
-    ).keys()
+    names = load(encoded(trained(load_model(), text_encoder=False), {})).keys()
     assert len(names) == 3 * 192
     assert not [name for name in names if name.startswith("lora_te")]
 
@@ -119,8 +121,7 @@ def test_alpha_is_exact(load_model: Load, alpha: float, dtype: torch.dtype) -> N
 def test_the_same_training_gives_the_same_bytes(load_model: Load) -> None:
     about = {f"ss_key{index}": "x" for index in range(20)}
     files = {
-        lora_format.encode_lora(trained(load_model()), dtype=torch.float16, metadata=dict(order))
-        for order in (list(about.items()), list(reversed(about.items())))
+        encoded(trained(load_model()), dict(order)) for order in (list(about.items()), list(reversed(about.items())))
     }
     assert len(files) == 1
 
@@ -135,7 +136,7 @@ def test_metadata(load_model: Load, tmp_path: Path, base_file: Path) -> None:
         epoch=3,
     )
     path = tmp_path / "anna-000003.safetensors"
-    path.write_bytes(lora_format.encode_lora(trained(load_model()), dtype=torch.float16, metadata=about))
+    path.write_bytes(encoded(trained(load_model()), about))
     with safe_open(path, framework="pt") as file:
         read = file.metadata()
     assert read["ss_output_name"] == path.stem
@@ -154,8 +155,8 @@ def test_hashes_are_those_that_kohya_computes(load_model: Load) -> None:
     adapter = trained(load_model())
     data = save(lora_format.kohya_tensors(adapter, torch.float16))
     header = 8 + int.from_bytes(data[:8], "little")
-    encoded = lora_format.encode_lora(adapter, dtype=torch.float16, metadata={"ss_seed": "1"})
-    assert hashlib.sha256(data[header:]).hexdigest().encode() in encoded[:100_000]
+    written = encoded(adapter, {"ss_seed": "1"})
+    assert hashlib.sha256(data[header:]).hexdigest().encode() in written[:100_000]
 
 
 def test_legacy_hash_is_of_the_second_mebibyte(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(make: Maker, tmp_path: Path, optimize
         first = make(**chosen)
         for _ in range(stop):
             first.step()
-        first.save(tmp_path / f"state-{number}")
+        first.capture().write(tmp_path / f"state-{number}")
         second = make(**chosen)
         second.load(tmp_path / f"state-{number}")
         assert second.position.step == stop
@@ -101,13 +101,26 @@ def test_a_stopped_run_goes_on_bit_for_bit(make: Maker, tmp_path: Path, optimize
 def test_a_state_holds_plain_tensors_and_json(make: Maker, tmp_path: Path) -> None:
     session = make()
     session.step()
-    names = [path.name for path in session.save(tmp_path / "state")]
+    names = [path.name for path in session.capture().write(tmp_path / "state")]
     assert names == ["adapter.safetensors", "optimizer.safetensors", "state.json"]
     assert all(not path.read_bytes().startswith((b"PK", b"\x80")) for path in (tmp_path / "state").iterdir())
 
 
+def test_a_snapshot_does_not_change_with_the_run(make: Maker, tmp_path: Path) -> None:
+    session = make()
+    session.step()
+    snapshot = session.capture()
+    session.step()
+    snapshot.write(tmp_path / "state")
+    session.load(tmp_path / "state")
+    assert session.position.step == 1
+    one_step = make()
+    one_step.step()
+    assert same(weights(session), weights(one_step))
+
+
 def test_other_pictures_cannot_go_on(make: Maker, tmp_path: Path) -> None:
-    make(inputs="then").save(tmp_path / "state")
+    make(inputs="then").capture().write(tmp_path / "state")
     with pytest.raises(RunError, match="changed since this run began") as caught:
         make(inputs="now").load(tmp_path / "state")
     assert caught.value.reason is FailureReason.DATASET_REJECTED
@@ -115,7 +128,7 @@ def test_other_pictures_cannot_go_on(make: Maker, tmp_path: Path) -> None:
 
 def test_a_damaged_state_is_named(make: Maker, tmp_path: Path) -> None:
     session = make()
-    session.save(tmp_path / "state")
+    session.capture().write(tmp_path / "state")
     (tmp_path / "state" / "adapter.safetensors").write_bytes(b"x")
     with pytest.raises(RunError, match="the saved state state cannot be read"):
         session.load(tmp_path / "state")

@@ -1,0 +1,114 @@
+"""On an accelerator: the trainer learns in every precision, repeats itself bit for bit, and says what memory lacked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from darkroom_api.failures import FailureReason
+from darkroom_api.lora_training import LoraTrainingSpec
+from darkroom_trainer import sampling
+from darkroom_trainer.batches import arrange
+from darkroom_trainer.dataset import scan
+from darkroom_trainer.errors import RunError
+from darkroom_trainer.families import sd15
+from darkroom_trainer.hardware import BASE_DTYPES, memory_limit, open_accelerator
+from darkroom_trainer.latents import LatentCache
+from darkroom_trainer.safetensors_file import read_header
+from darkroom_trainer.session import Session, open_session
+from tests.builders.pictures import write_pictures
+from tests.builders.sd15 import write_tiny_sd15
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator"),
+]
+Make = Callable[..., Session]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Make]:
+    """Open sessions on the accelerator."""
+    base = write_tiny_sd15(tmp_path / "base.safetensors")
+    pictures = scan(write_pictures(tmp_path / "pictures"))
+
+    def open_one(**training: Any) -> Session:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        spec = LoraTrainingSpec.model_validate(
+            {
+                "baseModel": {"uri": "s3://abc/m"},
+                "dataset": {"uri": "s3://abc/d"},
+                "output": {"uri": "s3://abc/o"},
+                "network": {"rank": 4, "alpha": 4},
+                "training": {
+                    "epochs": 4,
+                    "batchSize": 2,
+                    "resolution": 96,
+                    "buckets": {"minimum": 64, "maximum": 128, "step": 32},
+                    "optimizer": {"type": "AdamW", "learningRate": 5e-3},
+                    **training,
+                },
+            }
+        )
+        accelerator = open_accelerator(spec.training.precision, gpus=1)
+        dtype = BASE_DTYPES[spec.training.precision]
+        model = sd15.load(base, read_header(base), dtype=dtype, device=accelerator.device)
+        course, latents = arrange(pictures, spec.training), LatentCache(tmp_path / "latents")
+        latents.fill(course.items, model.vae, on_item=lambda _: None)
+        return open_session(spec, course, model, latents=latents, accelerator=accelerator, inputs="same")
+
+    yield open_one
+    torch.use_deterministic_algorithms(mode=False)
+
+
+def weights(session: Session) -> list[torch.Tensor]:
+    return [it.detach().cpu().clone() for it in session.adapter.named_parameters().values()]
+
+
+@pytest.mark.parametrize("precision", ["FP32", "BF16", "FP16"])
+def test_it_learns_and_stays_finite(make: Make, precision: str) -> None:
+    session = make(precision=precision)
+    before = weights(session)
+    while session.position.step < session.course.total_steps:
+        session.step()
+    assert any(not torch.equal(one, other) for one, other in zip(before, weights(session), strict=True))
+    assert all(it.isfinite().all() for it in weights(session))
+
+
+@pytest.mark.parametrize("precision", ["FP32", "BF16", "FP16"])
+def test_a_stopped_run_goes_on_bit_for_bit(make: Make, tmp_path: Path, precision: str) -> None:
+    straight, first, second = make(precision=precision), make(precision=precision), make(precision=precision)
+    while straight.position.step < straight.course.total_steps:
+        straight.step()
+    for _ in range(5):
+        first.step()
+    first.capture().write(tmp_path / "state")
+    second.load(tmp_path / "state")
+    while second.position.step < second.course.total_steps:
+        second.step()
+    assert second.position == straight.position
+    assert all(torch.equal(one, other) for one, other in zip(weights(straight), weights(second), strict=True))
+
+
+def test_a_picture_is_nearly_that_of_the_cpu(make: Make, tmp_path: Path) -> None:
+    picture = sampling.Picture("sks robot", "", seed=1, width=64, height=64, steps=3, guidance_scale=5)
+    on_gpu = sampling.paint(make().model, picture)
+    base = tmp_path / "base.safetensors"
+    on_cpu = sampling.paint(
+        sd15.load(base, read_header(base), dtype=torch.float32, device=torch.device("cpu")), picture
+    )
+    difference = np.abs(np.asarray(on_gpu, dtype=int) - np.asarray(on_cpu, dtype=int))
+    assert difference.max() <= 2
+
+
+def test_too_little_memory_is_told() -> None:
+    total = torch.cuda.get_device_properties(0).total_memory
+    with pytest.raises(RunError, match=r"GiB are not enough") as caught, memory_limit():
+        torch.empty(4 * total, dtype=torch.uint8, device="cuda")
+    assert caught.value.reason is FailureReason.ACCELERATOR_OUT_OF_MEMORY
