@@ -51,7 +51,7 @@ class FaultProxy:
         *,
         cut: Cut | None = None,
         at_cut: Callable[[], None] = lambda: None,
-        rewrite: Callable[[str], str] = lambda path: path,
+        rewrite: Callable[[web.Request], str] = lambda request: request.raw_path,
     ) -> None:
         self._site = site
         self._cut = cut
@@ -117,7 +117,7 @@ class FaultProxy:
         if self.was_cut.is_set() or (cut and cut.side == "before"):
             return self._sever(request)
         headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP_BY_HOP}
-        url = self._site.local_url + self._rewrite(request.raw_path)
+        url = self._site.local_url + self._rewrite(request)
         async with self._session.request(request.method, url, headers=headers, data=body or None) as answer:
             if number:
                 self.writes[number - 1] = Write(request.method, request.path, answer.status)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from aiohttp import web
 
 from darkroom_api.failures import ExitCode
 from darkroom_api.result import RunResult
@@ -247,8 +248,8 @@ def settle(proxy: FaultProxy) -> None:
 
 
 def test_without_the_crd_the_operator_says_so_and_ends(control_plane: ControlPlane, tmp_path: Path) -> None:
-    def hide(path: str) -> str:
-        return path.replace("/loratrainings", "/nosuchtrainings")
+    def hide(request: web.Request) -> str:
+        return request.raw_path.replace("/loratrainings", "/nosuchtrainings")
 
     with (
         FaultProxy(control_plane.site, tmp_path, rewrite=hide) as proxy,
@@ -257,3 +258,37 @@ def test_without_the_crd_the_operator_says_so_and_ends(control_plane: ControlPla
         assert operator.process
         assert operator.process.wait(90) == 1
     assert "loratrainings.darkroom.dev/v1alpha1; install the CRDs" in (tmp_path / "log").read_text()
+
+
+def test_a_deletion_between_the_operators_list_and_its_watch_is_noticed(
+    cluster: Cluster, control_plane: ControlPlane, tmp_path: Path
+) -> None:
+    deleted = threading.Event()
+
+    def delete_before_the_informer_lists(request: web.Request) -> str:
+        is_list = request.path.endswith("/pods") and "watch" not in request.query
+        if is_list and request.headers["User-Agent"].startswith("kopf") and not deleted.is_set():
+            cluster.delete("pods", "bystander", grace=0)
+            release = {"metadata": {"finalizers": None}}
+            cluster.call("PATCH", cluster.path("pods", "bystander"), release, content_type=MERGE)
+            deleted.set()
+        return request.raw_path
+
+    cluster.apply(NAME)
+    run = cluster.run(NAME)
+    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": f"{NAME}-{run}", "uid": "0", "controller": True}
+    labels = {"darkroom.dev/run": run, "darkroom.dev/name": NAME}
+    spec = {"containers": [{"name": "trainer", "image": "x"}]}
+    with FaultProxy(control_plane.site, tmp_path, rewrite=delete_before_the_informer_lists) as proxy:
+        # A pod of a Job that is gone: while it is there, no new Job may be made. The finalizer holds the garbage
+        # collector off until the right moment.
+        metadata = {
+            "name": "bystander",
+            "labels": labels,
+            "finalizers": ["example.com/keep"],
+            "ownerReferences": [owner],
+        }
+        cluster.call("POST", cluster.path("pods"), {"metadata": metadata, "spec": spec})
+        with OperatorProcess(proxy.kubeconfig, tmp_path / "log", namespace=cluster.namespace):
+            cluster.wait(deleted.is_set, NAME, "the informer lists pods")
+            cluster.wait(lambda: cluster.job(NAME), NAME, "the Job, now that the pod is gone")
