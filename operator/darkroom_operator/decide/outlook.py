@@ -23,6 +23,8 @@ SETTLING: Final = timedelta(seconds=5)
 POD_EXPECTED: Final = timedelta(seconds=30)
 """How long a Job usually needs at most to create its pod."""
 REFERENCE_CHECK: Final = 60.0
+STARTING: Final = "The pod starts."
+"""Said of a pod that is being created as well, since the difference would cost a write for every run."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,7 @@ def _active(situation: Situation, present: Object, *, is_queued: bool) -> Outloo
             is_progressing=False,
             failure=recorded,
         )
-    return Outlook(phase=Phase.PENDING, reason="Starting", message=f"Pod {last.pod} starts.", failure=recorded)
+    return Outlook(phase=Phase.PENDING, reason="Starting", message=STARTING, failure=recorded)
 
 
 def _between_attempts(situation: Situation, present: Object, last: Attempt | None) -> Outlook:
@@ -244,7 +246,7 @@ def _between_attempts(situation: Situation, present: Object, last: Attempt | Non
         return Outlook(
             phase=Phase.PENDING,
             reason="Starting",
-            message="The Job's pod is being created.",
+            message=STARTING,
             failure=failure,
             requeue_after=max(left, 1.0) if not situation.status.attempts else None,
         )
