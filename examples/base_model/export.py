@@ -142,6 +142,7 @@ def export(parts: Parts, path: Path, *, dtype: torch.dtype = torch.float16) -> s
     tensors = {key: tensor.detach().to(dtype).contiguous() for key, tensor in to_ldm(parts).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata=metadata)
+    path.chmod(0o644)  # safetensors leaves a file that only its owner may read
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
