@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from darkroom_trainer.families.tokenizer import load_tokenizer
 from safetensors import safe_open
 
+from darkroom_trainer.families.tokenizer import load_tokenizer
 from examples.base_model.export import draw, load, write_config
 from examples.base_model.models import SCHEDULER_CONFIG, TEXT_CONFIG, UNET_CONFIG, VAE_CONFIG
 from examples.base_model.scenes import BACKGROUNDS, COLOURS
