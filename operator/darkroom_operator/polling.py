@@ -51,6 +51,8 @@ class Poller:
         self._clock = clock
         self._targets: dict[Key, PodAddress] = {}
         self._heard: dict[Key, float] = {}
+        self._saved: dict[Key, tuple[int, float]] = {}
+        """Number of checkpoints that a pod reported, and when that number last rose."""
         self._due: list[tuple[float, Key]] = []
         self._scheduled: set[Key] = set()
         self._wake = asyncio.Event()
@@ -64,17 +66,24 @@ class Poller:
             return
         self._targets[key] = target
         self._heard[key] = asyncio.get_running_loop().time()
+        self._saved[key] = (0, self._heard[key])
         self._schedule(key, 0.0)
 
     def forget(self, key: Key) -> None:
         """Poll nothing for a training any more."""
         self._targets.pop(key, None)
         self._heard.pop(key, None)
+        self._saved.pop(key, None)
 
-    def oldest(self) -> float:
-        """Return the age in seconds of the report that is longest overdue."""
+    def oldest_report(self) -> float:
+        """Return for how many seconds the most silent of the running pods has said nothing."""
         now = asyncio.get_running_loop().time()
         return max((now - heard for heard in self._heard.values()), default=0.0)
+
+    def oldest_checkpoint(self) -> float:
+        """Return for how many seconds the slowest of the running pods has saved no checkpoint."""
+        now = asyncio.get_running_loop().time()
+        return max((now - saved for _, saved in self._saved.values()), default=0.0)
 
     async def run(self) -> None:
         """Poll for ever."""
@@ -124,7 +133,7 @@ class Poller:
             if progress is None:
                 logger.debug("%s/%s: polling pod %s: %s", *key, target.pod, result)
                 return
-            self._heard[key] = asyncio.get_running_loop().time()
+            self._note(key, checkpoints=len(progress.checkpoints))
             run = RunKey(key.namespace, target.run)
             received = self._clock().replace(microsecond=0)
             if self._cache.observe(run, target.pod, progress=progress, received=received):
@@ -133,6 +142,13 @@ class Poller:
             slots.release()
             if key in self._targets:
                 self._schedule(key, self._interval)
+
+    def _note(self, key: Key, *, checkpoints: int) -> None:
+        if key not in self._targets:
+            return
+        now = self._heard[key] = asyncio.get_running_loop().time()
+        if checkpoints > self._saved[key][0]:
+            self._saved[key] = (checkpoints, now)
 
 
 async def ask(session: aiohttp.ClientSession, target: PodAddress) -> tuple[Progress | None, str]:

@@ -98,10 +98,16 @@ class Operator:
             return Counter((item.get("status") or {}).get("phase") or "None" for item in self.cache.trainings())
 
         gauges = LiveGauges(queue_depth=lambda: float(len(self.queue)), phases=phases)
-        gauges.add_age(
-            "darkroom_progress_age_seconds", "Age of the most overdue report of a running pod.", self._poller.oldest
-        )
-        gauges.add_age("darkroom_resync_age_seconds", "Age of the last full list.", self.resync.age)
+        ages = {
+            "progress": ("Silence of the most silent running pod.", self._poller.oldest_report),
+            "checkpoint": (
+                "Time since the last checkpoint of the slowest running pod.",
+                self._poller.oldest_checkpoint,
+            ),
+            "resync": ("Age of the last full list.", self.resync.age),
+        }
+        for name, (help_text, read) in ages.items():
+            gauges.add_age(f"darkroom_{name}_age_seconds", help_text, read)
         self.metrics.collect_from(gauges)
 
 

@@ -98,6 +98,7 @@ def registry(
     """Return the handlers."""
     handlers = kopf.OperatorRegistry()
     tracer = _Tracer(began)
+    refused: list[kopf.ConnectionInfo] = []
 
     def feed(resource: Resource, event: kopf.RawEvent) -> None:
         take = cache.remove if event["type"] == "DELETED" else cache.put
@@ -107,7 +108,11 @@ def registry(
     @kopf.on.login(registry=handlers)
     async def login(**given: Any) -> kopf.AiohttpSession | None:
         info = kopf.login_with_service_account(**given) or kopf.login_with_kubeconfig(**given)
-        return _session(_without_dns(info, os.environ), tracer) if info else None
+        # Called again, what was given before has been refused; a token that the kubelet renewed is another.
+        if info is None or info in refused:
+            return None
+        refused[:] = [info]
+        return _session(_without_dns(info, os.environ), tracer)
 
     @kopf.on.event(TRAININGS.group, TRAININGS.version, TRAININGS.plural, registry=handlers)
     async def training(event: kopf.RawEvent, **_: Any) -> None:

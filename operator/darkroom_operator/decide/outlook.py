@@ -20,8 +20,8 @@ from darkroom_operator.objects import Object, condition, is_deleting, metadata, 
 
 SETTLING: Final = timedelta(seconds=5)
 """How long a finished Job's last pod may be missing from the cache: its event travels on another watch."""
-POD_EXPECTED: Final = timedelta(seconds=30)
-"""How long a Job usually needs at most to create its pod."""
+POD_EXPECTED: Final = timedelta(seconds=120)
+"""How long a Job may be without a pod before that is worth a word: the Job controller works off a thousand at 20/s."""
 REFERENCE_CHECK: Final = 60.0
 STARTING: Final = "The pod starts."
 """Said of a pod that is being created as well, since the difference would cost a write for every run."""

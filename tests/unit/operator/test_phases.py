@@ -59,7 +59,7 @@ SECRET = pod(
         (snapshot(training=training(suspend=True)), "Suspended", "Suspended"),
         (snapshot(training=training(dataset={"name": "photos"})), "Waiting", "ReferencesNotResolved"),
         (snapshot(job=job(age=5)), "Pending", "Starting"),
-        (snapshot(job=job(age=60)), "Pending", "PodNotCreated"),
+        (snapshot(job=job(age=300)), "Pending", "PodNotCreated"),
         (snapshot(job=job(), pods=(pod(phase="Pending"),)), "Pending", "Starting"),
         (snapshot(job=job(), pods=(STUCK,)), "Pending", "Unschedulable"),
         (snapshot(job=job(), pods=(PULLING,)), "Pending", "ImagePull"),
