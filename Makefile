@@ -7,19 +7,15 @@ SHELL := /bin/bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
-PYTEST := $(PYTHON) -m pytest
+PYTEST := $(PYTHON) -m pytest -q --durations 5
+# A file is one worker's, so that its fixtures are made once.
+BOTH_CORES := --numprocesses 2 --dist loadfile
 CODE := api operator trainer-image cli dev tests benchmarks examples
 LOCK = $(VENV)/bin/uv pip compile -q --generate-hashes --no-emit-index-url --no-header --universal --python-version 3.11 pyproject.toml
 
 # One thread: two threads of torch on busy cores are many times slower, and bits are compared.
 export OMP_NUM_THREADS ?= 1
 export PYTHONUNBUFFERED = 1
-
-# uv does not read pip's configuration: a package index set for pip is handed on.
-INDEX := $(or $(UV_DEFAULT_INDEX),$(PIP_INDEX_URL),$(shell python3 -m pip config get global.index-url 2>/dev/null))
-ifneq ($(INDEX),)
-export UV_DEFAULT_INDEX := $(INDEX)
-endif
 
 ##@ Use
 
@@ -59,12 +55,15 @@ setup: $(READY) ## Make the virtual environment .venv from the hash-locked requi
 
 $(READY): requirements/dev.txt requirements/setup.txt pyproject.toml
 	@echo "setup: installing the locked requirements into $(VENV) (first time about 2 min) ..."
-	@test -x $(PYTHON) || python3 -m venv $(VENV) || { \
-	  echo "setup: python3 has no venv module; installing python3-venv ..."; \
+	@$(PYTHON) -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV); python3 -m venv $(VENV); } || { \
+	  echo "setup: python3 has no venv module; installing python3-venv ..."; rm -rf $(VENV); \
 	  apt-get update -qq && apt-get install -y -qq --no-install-recommends python3-venv && python3 -m venv $(VENV); }
 	@$(PYTHON) -m pip install -q --require-hashes -r requirements/setup.txt
-	@$(VENV)/bin/uv pip install -q --python $(PYTHON) --require-hashes -r requirements/dev.txt
-	@$(VENV)/bin/uv pip install -q --python $(PYTHON) --no-deps -e .
+	@# uv does not read pip's configuration: a package index set for pip is handed on.
+	@index="$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$$($(PYTHON) -m pip config get global.index-url 2>/dev/null || true)}}"; \
+	if [ -n "$$index" ]; then export UV_DEFAULT_INDEX="$$index"; fi; \
+	$(VENV)/bin/uv pip install -q --python $(PYTHON) --require-hashes -r requirements/dev.txt; \
+	$(VENV)/bin/uv pip install -q --python $(PYTHON) --no-deps -e .
 	@touch $(READY)
 
 .PHONY: generate
@@ -108,12 +107,12 @@ lint: $(READY) ## ruff, mypy strict, import-linter, generated files fresh
 
 .PHONY: test-unit
 test-unit: $(READY) ## Pure functions and small models; needs nothing
-	$(PYTEST) tests/unit tests/chart tests/gpu
+	$(PYTEST) $(BOTH_CORES) tests/unit tests/chart tests/gpu
 
 .PHONY: test-integration
 test-integration: $(READY) ## Against a real API server, etcd, controller-manager and S3 server (built once, about 10 min)
 	$(PYTHON) -m dev.cluster build --control-plane
-	$(PYTEST) tests/integration
+	$(PYTEST) $(BOTH_CORES) tests/integration
 
 .PHONY: test-e2e
 test-e2e: $(READY) ## On a real node with the real images and the chart (root; builds images once, about 8 min)
