@@ -60,15 +60,20 @@ def running_pod(kubectl: Kubectl, name: str) -> Object | None:
     return None
 
 
-def wait_for_step(kubectl: Kubectl, name: str, step: int, *, timeout: float = 120) -> Object:
-    """Wait until the running pod itself says that it has done this many steps, and return the pod."""
+def wait_for_step(kubectl: Kubectl, name: str, step: int, *, timeout: float = 180) -> Object:
+    """Wait until the running pod itself says that it has done this many steps, and return the pod.
+
+    Asks the pod, not kubectl, once it runs: a step takes a fraction of a second.
+    """
+    known: list[Object] = []
 
     def reached() -> Object | None:
-        pod = running_pod(kubectl, name)
-        if not pod:
-            assert status(kubectl, name).get("phase") not in {"Succeeded", "Failed"}, f"{name} ended before step {step}"
+        if not known or (done := _step(known[0]["status"].get("podIP"))) < 0:
+            found = running_pod(kubectl, name)
+            known[:] = [found] if found else []
+            assert found or status(kubectl, name).get("phase") != "Succeeded", f"{name} ended before step {step}"
             return None
-        return pod if _step(pod["status"].get("podIP")) >= step else None
+        return known[0] if done >= step else None
 
     return until(f"{name} has done {step} steps", reached, timeout=timeout, pause=0.05)
 

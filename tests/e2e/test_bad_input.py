@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -43,6 +44,8 @@ def _broken_image(lab: Lab, spec: Spec) -> None:
     spec["dataset"] = {"uri": f"s3://{lab.bucket}/bad/broken"}
 
 
+LONGEST_RUN = 60
+"""Seconds from container start to end: most of them are torch's import, six times at once on two cores."""
 CASES: dict[str, tuple[Callable[[Lab, Spec], None], str, str]] = {
     "no-such-bucket": (_no_such_bucket, "NotFound", "no-such-bucket"),
     "no-such-key": (_no_such_key, "NotFound", "models/absent.safetensors"),
@@ -56,8 +59,9 @@ CASES: dict[str, tuple[Callable[[Lab, Spec], None], str, str]] = {
 @pytest.fixture(scope="module", autouse=True)
 def all_at_once(lab: Lab) -> Any:
     """Start every case together: most of a case is a pod's start."""
+    good = lab.upload_subject("bad", repeats=1, count=4)
     for name, (spoil, _, _) in CASES.items():
-        manifest = training(name, dataset=f"s3://{lab.bucket}/subjects/chain")
+        manifest = training(name, dataset=good)
         spoil(lab, manifest["spec"])
         lab.kubectl.apply(manifest)
     yield
@@ -73,6 +77,7 @@ def test_run_fails_once_with_reason_and_advice(lab: Lab, name: str) -> None:
     assert told in failure["message"]
     assert failure["advice"].endswith(".")
     assert status["attempts"] == 1
+    assert _seconds(status) < LONGEST_RUN
     stalled = next(condition for condition in status["conditions"] if condition["type"] == "Stalled")
     assert failure["advice"] in stalled["message"]
 
@@ -82,7 +87,12 @@ def wait_for_failure(lab: Lab, name: str) -> dict[str, Any]:
         status = (lab.kubectl.get(KIND, name) or {}).get("status", {})
         return status if status.get("phase") == "Failed" else None
 
-    return until(f"{name} has failed", failed, timeout=120)
+    return until(f"{name} has failed", failed, timeout=180)
+
+
+def _seconds(status: dict[str, Any]) -> float:
+    started, ended = (datetime.fromisoformat(status[key]) for key in ("startTime", "completionTime"))
+    return (ended - started).total_seconds()
 
 
 def test_missing_secret_shows_while_it_lasts_and_the_run_goes_on_by_itself(lab: Lab) -> None:

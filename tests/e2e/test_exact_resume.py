@@ -13,7 +13,7 @@ from tests.e2e.runs import KIND, RunObjects, kill_trainer, running_pod, training
 
 EPOCHS = 3
 STEPS_PER_EPOCH = 15
-KILLED_AT = (4, 19, 37)
+KILLED_AT = (4, 14, 24)
 
 
 def _let_be(kubectl: Kubectl, name: str) -> None:
