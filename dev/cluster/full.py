@@ -80,7 +80,8 @@ def supervisor(layout: Layout) -> Supervisor:
 def exclusive(layout: Layout) -> Iterator[None]:
     """Let one `up` or `down` work at a time."""
     layout.data.mkdir(parents=True, exist_ok=True)
-    with (layout.data / ".lock").open("w") as lock:
+    layout.lock_file.parent.mkdir(parents=True, exist_ok=True)
+    with layout.lock_file.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -98,7 +99,10 @@ def problem(layout: Layout) -> str | None:
     dead = [name for name in COMPONENTS if name not in alive]
     if dead:
         return f"{', '.join(dead)} {'has' if len(dead) == 1 else 'have'} ended"
-    client = control_plane.client(site(layout))
+    try:
+        client = control_plane.client(site(layout))
+    except OSError as error:
+        return f"its certificates cannot be read: {error}"
     checks: dict[str, Callable[[], bool]] = {
         "the API server is not ready": client.is_ready,
         f"{node.NAME} is not Ready": lambda: client.node_is_ready(node.NAME),
@@ -117,6 +121,7 @@ def up(layout: Layout, *, fake_gpus: int = 0) -> State:
     """Bring the cluster up, or find it up."""
     require_root()
     with exclusive(layout):
+        layout = layout.recorded()  # as it is now, after any wait for the lock
         found = problem(layout)
         state = State.read(layout)
         if found is None and state is not None:
@@ -124,6 +129,8 @@ def up(layout: Layout, *, fake_gpus: int = 0) -> State:
         else:
             if state is not None or layout.run.exists():
                 say(f"there is a cluster, but {found}: starting anew")
+            if not has_traces(layout):
+                require_unused_machine()
             install()
             with stage("clear away what an earlier cluster left"):
                 clear(layout)
@@ -131,6 +138,17 @@ def up(layout: Layout, *, fake_gpus: int = 0) -> State:
         if fake_gpus:
             set_fake_gpus(layout, fake_gpus)
         return state
+
+
+def has_traces(layout: Layout) -> bool:
+    """Tell whether this cluster, and not another one, has left something on this machine."""
+    return layout.run.exists() or network.is_set_up(layout.data / "sysctls.json")
+
+
+def require_unused_machine() -> None:
+    """Raise before anything is changed where another cluster, or another program, has what this one needs."""
+    network.require_unused_range()
+    require_ports()
 
 
 def install() -> None:
@@ -161,8 +179,9 @@ def _start_parts(layout: Layout) -> State:
     where = site(layout)
     endpoint = _endpoint(layout)
     with stage("prepare network, certificates and configuration"):
+        require_unused_machine()
+        layout.record()
         network.set_up(layout.data / "sysctls.json")
-        require_ports()
         leftovers.make_cgroups()
         control_plane.prepare(where)
         node.write_configuration(layout)
@@ -277,14 +296,14 @@ def down(layout: Layout, *, purge: bool = False) -> None:
     """Stop everything; `purge` also removes pulled images, the registry's content and the S3 store's objects."""
     require_root()
     with exclusive(layout):
+        layout = layout.recorded()
         with stage("stop the cluster", usual="5 s"):
             _stop_softly(layout)
             clear(layout)
         if purge:
             with stage("remove images and objects"):
                 for child in layout.data.iterdir():
-                    if child.name != ".lock":
-                        shutil.rmtree(child) if child.is_dir() else child.unlink()
+                    shutil.rmtree(child) if child.is_dir() else child.unlink()
 
 
 def _stop_softly(layout: Layout) -> None:
@@ -301,11 +320,14 @@ def _stop_softly(layout: Layout) -> None:
 def clear(layout: Layout) -> None:
     """Remove every trace of a cluster, whatever state it is in; nothing happens if there is none."""
     programs = supervisor(layout)
+    traces = has_traces(layout)
     storage.stop(programs)
     programs.stop_all(grace=5.0)
     leftovers.kill_pods()
     leftovers.unmount(layout)
-    network.tear_down()
+    network.remove_bridge()
+    if traces:  # else the chains of that kind are another cluster's
+        network.clear_rules()
     leftovers.remove_cgroups()
     network.restore_sysctls(layout.data / "sysctls.json")
     leftovers.remove_files(layout)

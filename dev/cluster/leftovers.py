@@ -117,7 +117,12 @@ def remove_files(layout: Layout) -> None:
     """Remove everything that describes the stopped cluster; images, objects and logs stay."""
     assert not mounts_below(layout.run, layout.data), "never delete through a mount"
     _remove_links(layout)
-    for directory in (layout.run, layout.kubelet, layout.pki, layout.data / "pods", layout.data / "etcd"):
+    for directory in (layout.kubelet, layout.pki, layout.data / "pods", layout.data / "etcd"):
         shutil.rmtree(directory, ignore_errors=True)
     for path in layout.data.glob("*.kubeconfig"):
         path.unlink()
+    aside = layout.data / "containerd.aside"
+    if aside.exists():  # put there by a test of an earlier version, stopped before it had put it back
+        (layout.data / "containerd").unlink(missing_ok=True)
+        aside.rename(layout.data / "containerd")
+    shutil.rmtree(layout.run, ignore_errors=True)  # last: it is the sign that there is something to clear

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -55,10 +55,28 @@ class Layout:
         """What `env` and `status` need to know about the cluster that runs."""
         return self.run / "cluster.json"
 
+    @property
+    def lock_file(self) -> Path:
+        """Beside `run`, which a `down` removes, and the same for callers with different homes."""
+        return self.run.parent / f"{self.run.name}.lock"
+
+    def record(self) -> None:
+        """Remember where the data of what runs lies: another caller may have another home or DARKROOM_CACHE."""
+        self.run.mkdir(parents=True, exist_ok=True)
+        (self.run / "data").write_text(str(self.data))
+
+    def recorded(self) -> Layout:
+        """Return this layout with the data directory of what runs, itself if nothing does."""
+        try:
+            text = (self.run / "data").read_text()
+        except OSError:
+            return self
+        return replace(self, data=Path(text)) if text.startswith("/") else self
+
 
 def full_layout() -> Layout:
     """Return the layout of the one full cluster of this machine."""
-    return Layout(data=cache_directory() / "cluster", run=Path("/run/darkroom"))
+    return Layout(data=cache_directory() / "cluster", run=Path("/run/darkroom")).recorded()
 
 
 def existing_layout() -> Layout:

@@ -29,10 +29,15 @@ def free_ports(count: int, address: str = "127.0.0.1", *, rng: random.Random | N
     return found
 
 
+IP_FREEBIND = 15
+"""From linux/in.h: an address may be bound before an interface has it. Python 3.11 does not name it."""
+
+
 def is_free(address: str, port: int) -> bool:
-    """Tell whether a server could listen there."""
+    """Tell whether a server could listen there, once the machine has that address."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
         try:
             probe.bind((address, port))
         except OSError:

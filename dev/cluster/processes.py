@@ -155,7 +155,9 @@ class Supervisor:
         """Return every recorded program, dead or alive, in the order they were started."""
         found = []
         for path in self._records.glob("*.json"):
-            with suppress(ValueError, TypeError):  # a hard stop may leave half a file: its process still has its mark
+            with suppress(
+                OSError, ValueError, TypeError
+            ):  # a hard stop may leave half a file: its process still has its mark
                 values = json.loads(path.read_text())
                 found.append(Record(**{**values, "argv": tuple(values["argv"])}))
         return sorted(found, key=lambda record: record.started_at)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from contextlib import suppress
 
 import psutil
 
@@ -39,7 +40,8 @@ def describe(layout: Layout, *, now: float | None = None) -> tuple[str, bool]:
     records.sort(key=lambda record: order.get(record.name, len(order)))
     lines += [_row(record, now or time.time()) for record in records]
     if state is not None:
-        lines += ["", *_addresses(layout, state)]
+        with suppress(OSError):  # without its certificates nobody can be asked
+            lines += ["", *_addresses(layout, state)]
     return "\n".join(lines), found is None
 
 
