@@ -43,7 +43,7 @@ def verdict(record: CheckpointStatus, store: Store) -> str:
     vouched = next((file for file in manifest.files if file.name == name), None)
     if vouched is None or (vouched.sha256, vouched.size_bytes) != (record.sha256, record.size_bytes):
         return "manifest differs"
-    size = store.size(location)
-    if size is None:
+    entry = store.entry(location)
+    if entry is None:
         return "missing"
-    return "verified" if size == record.size_bytes else f"size differs: {size_text(size)}"
+    return "verified" if entry.size == record.size_bytes else f"size differs: {size_text(entry.size)}"

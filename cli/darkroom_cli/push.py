@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from darkroom_api.uris import S3Location
 from darkroom_cli.errors import UserError
 from darkroom_cli.pictures import SHOWN, Subject, Upload, plan_uploads, without_caption
-from darkroom_cli.store import Store
+from darkroom_cli.store import Entry, Store
 from darkroom_cli.text import count, size_text
 
 WORKERS = 8
@@ -29,8 +29,8 @@ def push(folder: Path, dataset: S3Location, *, subject: Subject | None, store: S
     present = store.list(dataset)
     keys = {dataset.join(upload.key).key for upload in uploads}
     known = [upload for upload in uploads if dataset.join(upload.key).key in present]
-    _refuse_differences(known, dataset, sizes=present, store=store)
-    new = [upload for upload in uploads if upload not in known]
+    new = [upload for upload in uploads if dataset.join(upload.key).key not in present]
+    _refuse_differences(known, dataset, present=present, store=store, console=console)
     _upload(new, dataset, store=store, console=console)
     pictures = sum(upload.is_picture for upload in uploads)
     captions = len(uploads) - pictures
@@ -42,16 +42,31 @@ def push(folder: Path, dataset: S3Location, *, subject: Subject | None, store: S
     console.print(f"use them with spec.dataset.uri: {dataset}", highlight=False, soft_wrap=True)
 
 
-def _refuse_differences(known: Sequence[Upload], dataset: S3Location, *, sizes: dict[str, int], store: Store) -> None:
+def _refuse_differences(
+    known: Sequence[Upload], dataset: S3Location, *, present: Mapping[str, Entry], store: Store, console: Console
+) -> None:
     def differs(upload: Upload) -> bool:
         location = dataset.join(upload.key)
-        # The size first: it spares the download of most that differ.
-        return sizes[location.key] != upload.path.stat().st_size or store.read(location) != upload.path.read_bytes()
+        return not store.holds(location, present[location.key], upload.path.read_bytes())
 
-    with ThreadPoolExecutor(WORKERS) as pool:
-        different = [upload for upload, is_other in zip(known, pool.map(differs, known), strict=True) if is_other]
+    different = []
+    with _progress("comparing", console) as progress, ThreadPoolExecutor(WORKERS) as pool:
+        task = progress.add_task("compare", total=_total_size(known))
+        for upload, is_other in zip(known, pool.map(differs, known), strict=True):
+            progress.advance(task, upload.path.stat().st_size)
+            if is_other:
+                different.append(upload)
     if different:
         raise _taken(different, dataset)
+
+
+def _progress(doing: str, console: Console) -> Progress:
+    columns = (TextColumn(doing), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def _total_size(uploads: Sequence[Upload]) -> int:
+    return sum(upload.path.stat().st_size for upload in uploads)
 
 
 def _taken(different: Sequence[Upload], dataset: S3Location) -> UserError:
@@ -64,16 +79,12 @@ def _taken(different: Sequence[Upload], dataset: S3Location) -> UserError:
 
 
 def _upload(uploads: Sequence[Upload], dataset: S3Location, *, store: Store, console: Console) -> None:
-    total = sum(upload.path.stat().st_size for upload in uploads)
-    columns = (TextColumn("uploading"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    total = _total_size(uploads)
 
     def send(upload: Upload) -> tuple[Upload, bool]:
         return upload, store.create(dataset.join(upload.key), upload.path.read_bytes())
 
-    with (
-        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
-        ThreadPoolExecutor(WORKERS) as pool,
-    ):
+    with _progress("uploading", console) as progress, ThreadPoolExecutor(WORKERS) as pool:
         task = progress.add_task("upload", total=total)
         taken = []
         for upload, written in pool.map(send, uploads):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -31,6 +31,22 @@ class Access:
     profile: str | None = None
 
 
+@dataclass(frozen=True)
+class Entry:
+    """What a store says about an object without sending it."""
+
+    size: int
+    etag: str
+    """Of an object written in one piece usually its MD5; of an encrypted or multipart one anything else."""
+
+
+def is_content(entry: Entry, data: bytes, *, read: Callable[[], bytes]) -> bool:
+    """Tell whether an object holds just these bytes; it is downloaded only where size and ETag leave it open."""
+    if entry.size != len(data):
+        return False
+    return entry.etag == hashlib.md5(data, usedforsecurity=False).hexdigest() or read() == data
+
+
 class Store:
     """A store. Every failure is a `UserError` that names the address."""
 
@@ -54,30 +70,35 @@ class Store:
             raise UserError(f"S3 store: {error}; check --profile and --endpoint-url") from error
         self.endpoint = self._client.meta.endpoint_url
 
-    def list(self, prefix: S3Location) -> dict[str, int]:
-        """Return the size of every object below a prefix, by its key."""
-        sizes = {}
+    def list(self, prefix: S3Location) -> dict[str, Entry]:
+        """Return every object below a prefix by its key."""
+        entries = {}
         with self._told(prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=prefix.bucket, Prefix=f"{prefix.key}/" if prefix.key else ""
             )
             for page in pages:
                 for item in page.get("Contents", []):
-                    sizes[item["Key"]] = item["Size"]
-        return sizes
+                    entries[item["Key"]] = Entry(item["Size"], item["ETag"].strip('"'))
+        return entries
 
     def read(self, location: S3Location) -> bytes:
         """Return an object's content."""
         with self._told(location):
             return self._client.get_object(Bucket=location.bucket, Key=location.key)["Body"].read()
 
-    def size(self, location: S3Location) -> int | None:
-        """Return an object's size, or None if there is none."""
+    def entry(self, location: S3Location) -> Entry | None:
+        """Return what the store says about an object, or None if there is none."""
         try:
             with self._told(location):
-                return self._client.head_object(Bucket=location.bucket, Key=location.key)["ContentLength"]
+                found = self._client.head_object(Bucket=location.bucket, Key=location.key)
         except MissingError:
             return None
+        return Entry(found["ContentLength"], found["ETag"].strip('"'))
+
+    def holds(self, location: S3Location, entry: Entry, data: bytes) -> bool:
+        """Tell whether the object there, of which the store said `entry`, holds just these bytes."""
+        return is_content(entry, data, read=lambda: self.read(location))
 
     def create(self, location: S3Location, data: bytes) -> bool:
         """Write an object unless there is one already; tell whether it was written."""

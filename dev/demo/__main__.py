@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
 
 from rich.console import Console
 
 from darkroom_cli.errors import UserError
 from dev.cluster import existing, full
 from dev.cluster.console import ClusterError, say
-from dev.cluster.paths import existing_layout, full_layout
-from dev.demo import data, installing, running
+from dev.cluster.paths import Layout, existing_layout, full_layout
+from dev.demo import data, installing, ownership, running
 from dev.demo.site import NAMESPACE, Site
 
 
@@ -28,8 +31,20 @@ def _parser() -> argparse.ArgumentParser:
 
 def _cluster() -> Site:
     if existing.is_chosen():
-        return Site.of(existing.up(existing_layout()), is_existing=True)
+        return _existing_cluster(existing_layout())
     return Site.of(full.up(full_layout()), is_existing=False)
+
+
+def _existing_cluster(layout: Layout) -> Site:
+    had_demo = full.State.read(layout) is not None
+    try:
+        site = Site.of(existing.up(layout), is_existing=True)
+        ownership.require_free(site)
+    except BaseException:
+        if not had_demo:  # else the store that runs here is an earlier demo's
+            existing.down(layout)
+        raise
+    return site
 
 
 def _up() -> None:
@@ -45,8 +60,7 @@ def _up() -> None:
     installing.prepare_namespaces(site)
     installing.install_operator(site, images)
     _title(4, "base model and pictures")
-    data.upload_base_model(site)
-    data.upload_pictures(site, console)
+    site = data.bring(site, console)
     _title(5, "training")
     running.apply_training(site)
     start = time.monotonic()
@@ -82,14 +96,38 @@ def _down() -> None:
     if state is None:
         say("there is no demo on an existing cluster")
         return
-    installing.uninstall(Site.of(state, is_existing=True))
-    existing.down(existing_layout())
+    try:
+        _remove_from(Site.of(state, is_existing=True))
+    finally:  # whatever the cluster says, nothing goes on running here
+        existing.down(existing_layout())
+
+
+def _remove_from(site: Site) -> None:
+    try:
+        site.kubectl("get", "--raw", "/version", "--request-timeout=10s")  # else each call would wait for minutes
+        ownership.remove(site)
+    except ClusterError as error:
+        raise ClusterError(
+            f"the cluster of KUBECONFIG {site.state.kubeconfig} does not answer, or refuses:\n{error}\nAn S3 store on "
+            f"this machine is stopped all the same. What the demo left in the cluster goes with:\n{ownership.BY_HAND}"
+        ) from error
     say("the CustomResourceDefinitions and the objects in the store stay; remove them if nobody else uses them:")
-    say("  kubectl delete crd loratrainings.darkroom.dev")
+    say(f"  kubectl delete crd {ownership.TRAININGS}")
+
+
+class _Ended(BaseException):
+    """A signal asks this program to end: as an exception, so that a half-start is cleared away."""
+
+
+def _ended(number: int, _frame: FrameType | None) -> NoReturn:
+    raise _Ended(number)
 
 
 def main() -> int:
-    """Run one command; a failure is told in words, with what to look at."""
+    """Run one command; a failure is told in words, with what to look at; a signal unwinds like one."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's wish
+            signal.signal(number, _ended)
     # Debian keeps debootstrap and iptables where only root's login shell looks.
     os.environ["PATH"] = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     commands: dict[str, Callable[[], None]] = {"up": _up, "down": _down}
@@ -99,9 +137,9 @@ def main() -> int:
     except (ClusterError, UserError) as error:
         say(f"\nerror: {error}")
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, _Ended) as ended:
         say("\ninterrupted; what runs goes on running: make demo again, or make demo-down")
-        return 130
+        return 128 + (ended.args[0] if isinstance(ended, _Ended) else signal.SIGINT)
     return 0
 
 

@@ -6,27 +6,28 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from hashlib import md5
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from rich.console import Console
 
-from darkroom_api.uris import S3Location, parse_s3
+from darkroom_api.uris import S3Location
+from darkroom_cli.pictures import plan_uploads
 from darkroom_cli.push import push
-from darkroom_cli.store import Access, Store
-from dev.cluster.console import ClusterError, stage
+from darkroom_cli.store import Access, Store, sha256
+from dev.cluster.console import ClusterError, say, stage
 from dev.cluster.paths import REPOSITORY
-from dev.cluster.storage import Endpoint
+from dev.cluster.storage import REGION, Endpoint
 from dev.demo.site import Site, scratch
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.literals import BucketLocationConstraintType
 
 BASE_MODEL = REPOSITORY / "examples" / "base-model" / "tiny-sd15.safetensors"
 
@@ -54,29 +55,81 @@ def open_store(endpoint: Endpoint) -> Store:
     return Store(Access(endpoint.url, endpoint.region))
 
 
-def upload_base_model(site: Site) -> None:
-    """Upload the small base model unless the store has just this file."""
+def bring(site: Site, console: Console) -> Site:
+    """Have the base model and the pictures in the store; return the site with the addresses where they lie.
+
+    Whatever lies in the store already stays as it is: the demo neither overwrites nor removes an object.
+    """
+    store = open_store(site.state.s3)
+    buckets = client(site.state.s3)
+    for bucket in sorted({location.bucket for location in site.addresses}):
+        ensure_bucket(buckets, bucket, region=site.state.s3.region)
+    base_model = upload_base_model(site.addresses.base_model, store)
+    dataset = upload_pictures(site.addresses.dataset, draw_pictures(), store=store, console=console)
+    return replace(site, addresses=site.addresses._replace(base_model=base_model, dataset=dataset))
+
+
+def upload_base_model(wanted: S3Location, store: Store) -> S3Location:
+    """Upload the small base model unless the store has just this file, and return where it lies."""
     if not BASE_MODEL.exists():
         raise ClusterError(f"{BASE_MODEL.relative_to(REPOSITORY)} is missing; make it: make base-model (hours of CPU)")
-    target = parse_s3(site.spec().base_model.uri)
     data = BASE_MODEL.read_bytes()
-    with stage(f"upload the base model ({len(data) / 1e6:.0f} MB) to {target}"), _told(target):
-        s3 = client(site.state.s3)
-        _ensure_bucket(s3, target.bucket)
-        if _entity_tag(s3, target) != md5(data, usedforsecurity=False).hexdigest():
-            s3.put_object(Bucket=target.bucket, Key=target.key, Body=data)
+    with stage(f"have the base model ({len(data) / 1e6:.0f} MB) in the store"):
+        target = first_usable(
+            (wanted, named_by_content(wanted, sha256(data))), lambda location: _is_free_or(location, data, store)
+        )
+        if store.entry(target) is None and not store.create(target, data):
+            raise ClusterError(f"{target}: somebody else wrote it just now; run make demo again")
+    say(f"  it lies in {target}")
+    return target
 
 
-def upload_pictures(site: Site, console: Console) -> None:
-    """Draw the new character and push the pictures as a user pushes photos."""
-    target = parse_s3(site.spec().dataset.uri or "")
-    folder = draw_pictures()
-    with _told(target):
-        s3 = client(site.state.s3)
-        for bucket in {target.bucket, parse_s3(site.spec().output.uri).bucket}:
-            _ensure_bucket(s3, bucket)
-        _forget_other_pictures(s3, target, folder=folder)
-    push(folder, target, subject=None, store=open_store(site.state.s3), console=console)
+def upload_pictures(wanted: S3Location, folder: Path, *, store: Store, console: Console) -> S3Location:
+    """Push the pictures as a user pushes photos, and return where they lie."""
+    drawn = {upload.key: upload.path.read_bytes() for upload in plan_uploads(folder, None)}
+    digest = sha256("".join(f"{key} {sha256(data)}\n" for key, data in sorted(drawn.items())).encode())
+    target = first_usable(
+        (wanted, named_by_content(wanted, digest)), lambda location: _holds_nothing_but(location, drawn, store)
+    )
+    push(folder, target, subject=None, store=store, console=console)
+    return target
+
+
+def first_usable(candidates: Iterable[S3Location], is_usable: Callable[[S3Location], bool]) -> S3Location:
+    """Return the first address that is free or holds the right content already.
+
+    Raises:
+        ClusterError: There is none.
+    """
+    tried = list(candidates)
+    for location in tried:
+        if is_usable(location):
+            return location
+    raise ClusterError(
+        f"{' and '.join(str(location) for location in tried)}: other content lies there, and the demo overwrites "
+        "nothing. Remove the last one if nobody needs it, or set DARKROOM_S3_BUCKET to another bucket"
+    )
+
+
+def named_by_content(location: S3Location, digest: str) -> S3Location:
+    """Return the address with the first digits of a hash in its name: robot-1a2b3c4d, model-1a2b3c4d.safetensors."""
+    folder, slash, name = location.key.rpartition("/")
+    stem, dot, ending = name.partition(".")
+    return S3Location(location.bucket, f"{folder}{slash}{stem}-{digest[:8]}{dot}{ending}")
+
+
+def _is_free_or(location: S3Location, data: bytes, store: Store) -> bool:
+    entry = store.entry(location)
+    return entry is None or store.holds(location, entry, data)
+
+
+def _holds_nothing_but(folder: S3Location, files: Mapping[str, bytes], store: Store) -> bool:
+    """Tell whether nothing lies there but (some of) these files: an upload that was cut off is completed."""
+    wanted = {folder.join(name).key: data for name, data in files.items()}
+    present = store.list(folder)
+    return present.keys() <= wanted.keys() and all(
+        store.holds(S3Location(folder.bucket, key), entry, wanted[key]) for key, entry in present.items()
+    )
 
 
 def draw_pictures() -> Path:
@@ -92,35 +145,35 @@ def draw_pictures() -> Path:
     return folder
 
 
-def _forget_other_pictures(s3: S3Client, target: S3Location, *, folder: Path) -> None:
-    """Remove what an older release of the demo drew: `push` overwrites nothing, and rightly so."""
-    drawn = {md5(path.read_bytes(), usedforsecurity=False).hexdigest() for path in folder.rglob("*") if path.is_file()}
-    for item in s3.list_objects_v2(Bucket=target.bucket, Prefix=f"{target.key}/").get("Contents", []):
-        if item["ETag"].strip('"') not in drawn:
-            s3.delete_object(Bucket=target.bucket, Key=item["Key"])
+def ensure_bucket(s3: S3Client, bucket: str, *, region: str) -> None:
+    """Make a bucket if it is missing.
 
-
-def _ensure_bucket(s3: S3Client, bucket: str) -> None:
-    if bucket not in {entry["Name"] for entry in s3.list_buckets()["Buckets"]}:
-        s3.create_bucket(Bucket=bucket)
-
-
-def _entity_tag(s3: S3Client, location: S3Location) -> str | None:
-    """Return the MD5 that a store keeps of an object written in one piece, None if there is no object."""
+    Raises:
+        ClusterError: It is missing and cannot be made, or the store does not answer.
+    """
     try:
-        return s3.head_object(Bucket=location.bucket, Key=location.key)["ETag"].strip('"')
-    except ClientError as error:
-        if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
-            return None
-        raise
-
-
-@contextmanager
-def _told(location: S3Location) -> Iterator[None]:
-    try:
-        yield
+        if not _is_missing(s3, bucket):
+            return
+        if region == REGION:
+            s3.create_bucket(Bucket=bucket)
+        else:
+            where = cast("BucketLocationConstraintType", region)
+            s3.create_bucket(Bucket=bucket, CreateBucketConfiguration={"LocationConstraint": where})
     except (BotoCoreError, ClientError) as error:
         raise ClusterError(
-            f"{location}: {error}\nIs the store up? python -m dev.cluster status; its log: python -m dev.cluster logs "
-            "seaweedfs. With DARKROOM_S3_ENDPOINT: may its key make buckets and write to them?"
+            f"s3://{bucket} is missing and cannot be made, or the store does not answer: {error}\n"
+            "Is the store up? python -m dev.cluster status; its log: python -m dev.cluster logs seaweedfs. With "
+            "DARKROOM_S3_ENDPOINT: make the bucket, or set DARKROOM_S3_BUCKET to one that the key may write to"
         ) from error
+
+
+def _is_missing(s3: S3Client, bucket: str) -> bool:
+    try:
+        s3.head_bucket(Bucket=bucket)
+    except ClientError as error:
+        status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+        if status == 404:
+            return True
+        if status != 403:  # a key may write to a bucket at which it may not look
+            raise
+    return False

@@ -6,12 +6,12 @@ import json
 
 from dev.cluster.console import ClusterError, stage
 from dev.cluster.waiting import wait_for
+from dev.demo.ownership import LABELS, SELECTOR
 from dev.demo.site import CHART, NAMESPACE, RELEASE, SYSTEM_NAMESPACE, Site
 from dev.images.context import IMAGES
 from dev.images.pipeline import Pipeline
 
-MADE_BY_DEMO = "darkroom.dev/demo"
-LABELS = {"pod-security.kubernetes.io/enforce": "restricted", MADE_BY_DEMO: "true"}
+NAMESPACE_LABELS = {"pod-security.kubernetes.io/enforce": "restricted", **LABELS}
 
 
 def bring_images(site: Site) -> dict[str, str]:
@@ -25,7 +25,8 @@ def prepare_namespaces(site: Site) -> None:
     with stage(f"make the namespaces {SYSTEM_NAMESPACE} and {NAMESPACE} (pod security: restricted) and the Secret"):
         for name in (SYSTEM_NAMESPACE, NAMESPACE):
             if not site.get("namespace", name):  # one that somebody made keeps its own labels
-                site.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": LABELS}})
+                metadata = {"name": name, "labels": NAMESPACE_LABELS}
+                site.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
         credentials = site.spec().storage.credentials
         assert credentials, "the example names a Secret"
         keys = {
@@ -36,7 +37,7 @@ def prepare_namespaces(site: Site) -> None:
             {
                 "apiVersion": "v1",
                 "kind": "Secret",
-                "metadata": {"name": credentials.secret_name, "namespace": NAMESPACE},
+                "metadata": {"name": credentials.secret_name, "namespace": NAMESPACE, "labels": LABELS},
                 "stringData": keys,
             }
         )
@@ -54,7 +55,7 @@ def install_operator(site: Site, images: dict[str, str]) -> None:
     flags = [part for path, value in values.items() for part in ("--set-string", f"{path}={value}")]
     with stage("helm upgrade --install", usual="5 s"):
         try:
-            where = ("--namespace", SYSTEM_NAMESPACE)
+            where = ("--namespace", SYSTEM_NAMESPACE, "--labels", SELECTOR)
             site.helm("upgrade", "--install", RELEASE, str(CHART), *where, *flags, "--wait", "--timeout", "2m")
         except ClusterError as error:
             raise ClusterError(f"the operator does not become ready: {error}\n{operator_state(site)}") from error
@@ -62,7 +63,9 @@ def install_operator(site: Site, images: dict[str, str]) -> None:
 
 def _clear_half_release(site: Site) -> None:
     """Remove a release whose installation was interrupted: helm refuses to go on from there."""
-    listed = json.loads(site.helm("list", "--namespace", SYSTEM_NAMESPACE, "--pending", "--output", "json") or "[]")
+    ours = ("--selector", SELECTOR) if site.is_existing else ()
+    where = ("--namespace", SYSTEM_NAMESPACE, *ours)
+    listed = json.loads(site.helm("list", *where, "--pending", "--output", "json") or "[]")
     if any(release["name"] == RELEASE for release in listed):
         with stage("remove the release that an interrupted helm left"):
             site.helm("uninstall", RELEASE, "--namespace", SYSTEM_NAMESPACE, "--wait")
@@ -84,11 +87,3 @@ def operator_log(site: Site) -> str:
     """Return the operator's last lines."""
     text = site.kubectl("logs", f"deployment/{RELEASE}", "--namespace", SYSTEM_NAMESPACE, "--tail=20", check=False)
     return f"the operator's last lines:\n{text}"
-
-
-def uninstall(site: Site) -> None:
-    """Remove what the demo brought to a cluster that stays; the CRDs and objects in the store stay too."""
-    with stage("remove the operator and the demo's namespaces", usual="20 s"):
-        site.kubectl("delete", "loratrainings.darkroom.dev", "--all", "--namespace", NAMESPACE, check=False)
-        site.helm("uninstall", RELEASE, "--namespace", SYSTEM_NAMESPACE, "--ignore-not-found", "--wait")
-        site.kubectl("delete", "namespace", f"--selector={MADE_BY_DEMO}=true")

@@ -16,9 +16,9 @@ from dev.cluster.console import ClusterError, stage
 from dev.cluster.paths import REPOSITORY
 from dev.demo.data import open_store
 from dev.demo.installing import operator_log
+from dev.demo.ownership import LABELS, TRAININGS
 from dev.demo.site import NAMESPACE, SHEET, Site
 
-KIND = "loratrainings.darkroom.dev"
 REMOVAL_SECONDS = 150
 """A pod that still trains saves its state first; its grace period is 120 s."""
 
@@ -31,13 +31,19 @@ def name_of(site: Site) -> str:
 def apply_training(site: Site) -> None:
     """Apply the example; one of an earlier demo makes way, its checkpoints in the store stay."""
     name = name_of(site)
-    if site.get(KIND, name, "--namespace", NAMESPACE):
+    if site.get(TRAININGS, name, "--namespace", NAMESPACE):
         with stage(f"remove the training {name} of an earlier demo (its checkpoints stay in the store)"):
             site.kubectl(
-                "delete", KIND, name, "--namespace", NAMESPACE, "--cascade=foreground", f"--timeout={REMOVAL_SECONDS}s"
+                "delete",
+                TRAININGS,
+                name,
+                "--namespace",
+                NAMESPACE,
+                "--cascade=foreground",
+                f"--timeout={REMOVAL_SECONDS}s",
             )
     manifest = site.example()
-    manifest["metadata"]["namespace"] = NAMESPACE
+    manifest["metadata"] |= {"namespace": NAMESPACE, "labels": LABELS}
     with stage("kubectl apply -f examples/lora-training.yaml"):
         site.apply(manifest)
 

@@ -8,11 +8,12 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from darkroom_api.lora_training import LoraTrainingSpec
+from darkroom_api.uris import S3Location, parse_s3
 from dev.cluster import binaries
 from dev.cluster.console import ClusterError
 from dev.cluster.full import State
@@ -25,7 +26,29 @@ RELEASE = "darkroom"
 SYSTEM_NAMESPACE = "darkroom-system"
 NAMESPACE = "demo"
 
+FOLDER = "darkroom-demo"
+"""In somebody else's store everything lies below this."""
+
 Object = dict[str, Any]
+
+
+class Addresses(NamedTuple):
+    """Where in the store things lie."""
+
+    base_model: S3Location
+    dataset: S3Location
+    output: S3Location
+
+    def below(self, root: S3Location) -> Addresses:
+        """Return the addresses moved below one folder; what was a bucket is a folder there."""
+        return Addresses(*(root.join(location.bucket, location.key) for location in self))
+
+
+def example_addresses(manifest: Object) -> Addresses:
+    """Return the addresses that a manifest names."""
+    spec = manifest["spec"]
+    uris = (spec["baseModel"]["uri"], spec["dataset"]["uri"], spec["output"]["uri"])
+    return Addresses(*(parse_s3(uri) for uri in uris))
 
 
 @dataclass(frozen=True)
@@ -35,18 +58,24 @@ class Site:
     state: State
     is_existing: bool
     environment: Mapping[str, str]
+    addresses: Addresses
 
     @classmethod
     def of(cls, state: State, *, is_existing: bool, environment: Mapping[str, str] = os.environ) -> Site:
         """Return the site of a running cluster, with the environment for its command-line tools."""
         path = f"{binaries.kubernetes_directory()}:{binaries.helm().parent}:{environment.get('PATH', '')}"
-        return cls(state, is_existing, {**environment, "KUBECONFIG": state.kubeconfig, "PATH": path})
+        addresses = example_addresses(yaml.safe_load(EXAMPLE.read_text()))
+        if is_existing:
+            addresses = addresses.below(S3Location(state.bucket, FOLDER))
+        return cls(state, is_existing, {**environment, "KUBECONFIG": state.kubeconfig, "PATH": path}, addresses)
 
     def example(self) -> Object:
-        """Return the example's manifest; only the store's address differs where the store is another one."""
+        """Return the example's manifest; only the store and the addresses in it differ where they are others."""
         manifest: Object = yaml.safe_load(EXAMPLE.read_text())
-        manifest["spec"]["storage"]["endpointURL"] = self.state.s3.url
-        manifest["spec"]["storage"]["region"] = self.state.s3.region
+        spec = manifest["spec"]
+        spec["storage"] |= {"endpointURL": self.state.s3.url, "region": self.state.s3.region}
+        for field, location in zip(("baseModel", "dataset", "output"), self.addresses, strict=True):
+            spec[field]["uri"] = str(location)
         return manifest
 
     def spec(self) -> LoraTrainingSpec:
