@@ -120,14 +120,14 @@ class ClusterReader:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)
                 api = config.new_client_from_config(config_file=path, context=context)
-            _, active = config.list_kube_config_contexts(config_file=path)
+            own = _context_namespace(path, context)
         except (config.ConfigException, OSError) as error:
             raise UserError(
                 f"kubeconfig: {str(error) or type(error).__name__}; give --kubeconfig FILE (and --context NAME), "
                 "or set KUBECONFIG"
             ) from error
         self.reference = reference
-        self.namespace = namespace or active["context"].get("namespace") or "default"
+        self.namespace = namespace or own or "default"
         self._objects = client.CustomObjectsApi(api)
         self._refused: type[Exception] = client.ApiException
 
@@ -159,6 +159,16 @@ class ClusterReader:
             ) from error
         if error.status != 404:
             raise ClusterAwayError(f"{error.status} {error.reason}") from error
+
+
+def _context_namespace(kubeconfig: str | None, context: str | None) -> str | None:
+    """Return the namespace of the named context, of the current one if none is named; that one need not be set."""
+    from kubernetes.config import kube_config
+
+    merged = kube_config.KubeConfigMerger(kubeconfig or kube_config.KUBE_CONFIG_DEFAULT_LOCATION).config
+    loader = kube_config.KubeConfigLoader(config_dict=merged, active_context=context, config_base_path=None)
+    namespace: str | None = loader.current_context["context"].get("namespace")
+    return namespace
 
 
 def _short(error: Exception) -> str:
