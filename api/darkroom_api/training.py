@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
 from darkroom_api.base import Model
@@ -113,7 +113,11 @@ class Training(Model):
                     "rule": "!has(self.buckets) || !self.buckets.enabled || "
                     "(self.buckets.minimum <= self.resolution && self.resolution <= self.buckets.maximum)",
                     "message": "resolution must lie between buckets.minimum and buckets.maximum",
-                }
+                },
+                {
+                    "rule": "!has(self.buckets) || !self.buckets.enabled || self.buckets.step <= self.resolution",
+                    "message": "buckets.step must be at most resolution",
+                },
             ]
         },
     )
@@ -140,12 +144,14 @@ class Training(Model):
     seed: Seed = Field(default=42, description="All randomness of the run follows from this number.")
 
     @model_validator(mode="after")
-    def _resolution_within_buckets(self) -> Self:
+    def _buckets_fit_the_resolution(self) -> Self:
         if self.buckets.enabled and not self.buckets.minimum <= self.resolution <= self.buckets.maximum:
             raise ValueError(
                 f"resolution {self.resolution} must lie between buckets.minimum {self.buckets.minimum} "
                 f"and buckets.maximum {self.buckets.maximum}"
             )
+        if self.buckets.enabled and self.buckets.step > self.resolution:
+            raise ValueError(f"buckets.step {self.buckets.step} must be at most resolution {self.resolution}")
         return self
 
 
@@ -177,7 +183,15 @@ class Samples(Model):
         default_factory=lambda: [1],
         min_length=1,
         max_length=16,
-        description="Seeds of the initial noise. Default: [1].",
+        description="Seeds of the initial noise, each once. Default: [1].",
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {
+                    "rule": "self.all(seed, self.exists_one(other, other == seed))",
+                    "message": "each seed may be given once",
+                }
+            ]
+        },
     )
     every_epochs: int = Field(default=1, ge=1, le=10_000, description="Epochs between two sets of samples.")
     steps: int = Field(default=20, ge=1, le=200, description="Denoising steps.")
@@ -188,6 +202,13 @@ class Samples(Model):
     height: int | None = Field(
         default=None, ge=64, le=4096, multiple_of=8, description="Height in pixels. Default: training.resolution."
     )
+
+    @field_validator("seeds")
+    @classmethod
+    def _each_seed_once(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("each seed may be given once")
+        return seeds
 
 
 class Output(Model):

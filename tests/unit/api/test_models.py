@@ -51,6 +51,11 @@ def test_spec_survives_its_own_json() -> None:
             "spec.training.optimizer.AdamW.beta2Decay",
         ),
         ({"training": {"resolution": 2048}}, "resolution 2048 must lie between"),
+        (
+            {"training": {"resolution": 256, "buckets": {"step": 512}}},
+            "buckets.step 512 must be at most resolution 256",
+        ),
+        ({"samples": {"seeds": [1, 2, 1]}}, "spec.samples.seeds: [1, 2, 1]: Value error, each seed may be given once"),
     ],
 )
 def test_refusal_tells_path_given_and_allowed(changes: dict[str, Any], told: str) -> None:
