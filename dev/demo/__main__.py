@@ -92,14 +92,19 @@ def _down() -> None:
     if not existing.is_chosen():
         full.down(full_layout())
         return
-    state = full.State.read(existing_layout())
+    leave(existing_layout())
+
+
+def leave(layout: Layout) -> None:
+    """Remove the demo from an existing cluster, and stop what runs here for it even if that fails."""
+    state = full.State.read(layout)
     if state is None:
         say("there is no demo on an existing cluster")
         return
     try:
         _remove_from(Site.of(state, is_existing=True))
-    finally:  # whatever the cluster says, nothing goes on running here
-        existing.down(existing_layout())
+    finally:
+        existing.down(layout)
 
 
 def _remove_from(site: Site) -> None:
