@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from darkroom_trainer.families.tokenizer import load_tokenizer
-from examples.base_model.export import Parts, check, draw, export, load, write_config
+from examples.base_model.export import Parts, check, draw, export, load, rounded, write_config
 from examples.base_model.models import build_vae
 from examples.base_model.sheet import sample_prompts, write_sheet
 from examples.base_model.train_unet import LatentPool, UnetOptions, encode_pool, load_averaged, train_unet
@@ -59,7 +59,7 @@ def load_parts(cache: Path) -> Parts:
 
 def write_model(cache: Path, output: Path) -> float:
     """Export the checkpoint, reload it as a user would and return the largest difference of a picture."""
-    parts = load_parts(cache)
+    parts = rounded(load_parts(cache))
     digest = export(parts, output)
     config = write_config(cache / "config", parts.tokenizer)
     difference = check(parts, output, config)
