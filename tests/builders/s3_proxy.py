@@ -26,6 +26,10 @@ SLOW_DOWN = (
     b'<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>'
 )
 DENIED = b'<?xml version="1.0"?><Error><Code>AccessDenied</Code><Message>Access Denied.</Message></Error>'
+NO_UPLOAD = b'<?xml version="1.0"?><Error><Code>NoSuchUpload</Code><Message>No such upload.</Message></Error>'
+NOBODY = b"default backend - 404"
+ANSWERS = {"busy": (503, SLOW_DOWN), "deny": (403, DENIED), "no-upload": (404, NO_UPLOAD), "nobody": (404, NOBODY)}
+"""What a fault answers in the store's place."""
 _HOP = {"connection", "expect", "keep-alive", "transfer-encoding"}
 
 
@@ -33,7 +37,9 @@ _HOP = {"connection", "expect", "keep-alive", "transfer-encoding"}
 class Fault:
     """What goes wrong, with which requests, and how often."""
 
-    kind: Literal["reset", "busy", "deny", "reset-upload", "reset-download", "lose-answer", "delay"]
+    kind: Literal[
+        "reset", "busy", "deny", "nobody", "no-upload", "reset-upload", "reset-download", "lose-answer", "delay"
+    ]
     method: str = ""
     """Only requests of this method; empty: all."""
     path: str = ""
@@ -138,10 +144,11 @@ class _Handler(BaseHTTPRequestHandler):
             if "100-continue" in self.headers.get("Expect", ""):
                 self.send_response_only(100)
                 self.end_headers()
-            if fault and fault.kind in {"busy", "deny"}:
+            if fault and fault.kind in ANSWERS:
                 self.rfile.read(length)
-                status, body = (503, SLOW_DOWN) if fault.kind == "busy" else (403, DENIED)
-                self._answer(status, {"Content-Type": "application/xml"}, body)
+                status, body = ANSWERS[fault.kind]
+                kind = "text/plain" if body == NOBODY else "application/xml"
+                self._answer(status, {"Content-Type": kind}, body)
                 return
             if self.server.proxy.on_request:
                 self.server.proxy.on_request(self.command, self.path)
@@ -161,7 +168,8 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def _forward(self, length: int, fault: Fault | None) -> None:
         to = urlsplit(self.server.proxy.upstream)

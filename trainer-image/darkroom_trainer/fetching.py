@@ -16,13 +16,56 @@ from darkroom_api.failures import FailureReason
 from darkroom_api.training import BaseModelSource
 from darkroom_api.uris import S3Location, check_key, parse_s3
 from darkroom_trainer.errors import RunError
-from darkroom_trainer.store import SPARE_DISK_BYTES, ChecksumError, OnProgress, Store, StoredObject, free_bytes
+from darkroom_trainer.store import ChecksumError, Store, StoredObject
+from darkroom_trainer.transferring import SPARE_DISK_BYTES, OnProgress, free_bytes
 
 MAXIMUM_FILES: Final = 500_000
 """A dataset prefix with more objects is taken for a mistake, such as a bucket's root."""
 MAXIMUM_FILE_BYTES: Final = 2**30
 """The largest photo formats stay below this; a longer object in a dataset is a mistake too."""
 _PARALLEL: Final = 8
+_FIRST_OBJECTS: Final = 1000
+"""One page of a listing."""
+
+
+def check_inputs(store: Store, model: BaseModelSource, dataset: S3Location | None) -> None:
+    """Look whether the base model and a first object of the dataset are there, in two small requests.
+
+    Fetching finds that too, but only after torch is loaded: on a busy node most of a minute.
+
+    Raises:
+        RunError: What `fetch_base_model` or `fetch_dataset` would raise for it.
+    """
+    location = _base_model(model)
+    try:
+        store.size(location)
+    except RunError as error:
+        raise _at("spec.baseModel.uri", error) from error
+    if dataset is None:
+        return
+    try:
+        first = store.list(dataset, at_most=_FIRST_OBJECTS)
+        if len(first) < _FIRST_OBJECTS:
+            _check_any(_files(first), dataset)
+    except RunError as error:
+        raise _at("spec.dataset.uri", error) from error
+
+
+def _base_model(source: BaseModelSource) -> S3Location:
+    location = parse_s3(source.uri)
+    if not location.key:
+        raise RunError(
+            FailureReason.INVALID_SPEC, f"spec.baseModel.uri: {source.uri!r} names a bucket; give s3://BUCKET/KEY"
+        )
+    return location
+
+
+def _files(objects: Sequence[StoredObject]) -> list[StoredObject]:
+    return [found for found in objects if not found.key.endswith("/")]
+
+
+def _at(path: str, error: RunError) -> RunError:
+    return RunError(error.reason, f"{path}: {error.message}", advice=error.advice)
 
 
 def fetch_base_model(
@@ -33,11 +76,7 @@ def fetch_base_model(
     Raises:
         RunError: There is no such object, or it is not the file whose SHA-256 the spec gives.
     """
-    location = parse_s3(source.uri)
-    if not location.key:
-        raise RunError(
-            FailureReason.INVALID_SPEC, f"spec.baseModel.uri: {source.uri!r} names a bucket; give s3://BUCKET/KEY"
-        )
+    location = _base_model(source)
     path = directory / location.key.rpartition("/")[2]
     try:
         store.download(location, path, sha256=source.sha256, on_progress=on_progress)
@@ -48,7 +87,7 @@ def fetch_base_model(
             advice="Correct baseModel.sha256, or put the file it belongs to at baseModel.uri.",
         ) from error
     except RunError as error:
-        raise RunError(error.reason, f"spec.baseModel.uri: {error.message}", advice=error.advice) from error
+        raise _at("spec.baseModel.uri", error) from error
     return path
 
 
@@ -61,11 +100,10 @@ def fetch_dataset(
         RunError: There is nothing, or names or sizes are such that a mirror would be wrong.
     """
     try:
-        objects = [found for found in store.list(location) if not found.key.endswith("/")]
-        files = check_files(objects, location, free=free_bytes(directory))
-        _download_all(store, location, {name: directory / name for name in files}, _Sum(files, on_progress))
+        files = check_files(_files(store.list(location)), location, free=free_bytes(directory))
+        _download_all(store, location, files, directory=directory, on_progress=on_progress)
     except RunError as error:
-        raise RunError(error.reason, f"spec.dataset.uri: {error.message}", advice=error.advice) from error
+        raise _at("spec.dataset.uri", error) from error
     return directory
 
 
@@ -80,12 +118,7 @@ def check_files(objects: Sequence[StoredObject], location: S3Location, *, free: 
     Raises:
         RunError: Why they cannot.
     """
-    if not objects:
-        raise RunError(
-            FailureReason.NOT_FOUND,
-            f"{location}: there is no object below this prefix",
-            advice="Put folders named 'REPEATS_TRIGGER CLASS' with pictures below dataset.uri, or correct it.",
-        )
+    _check_any(objects, location)
     if len(objects) > MAXIMUM_FILES:
         raise _rejected(f"{location}: {len(objects)} objects; at most {MAXIMUM_FILES} are allowed")
     skip = len(location.key) + 1 if location.key else 0
@@ -101,6 +134,15 @@ def check_files(objects: Sequence[StoredObject], location: S3Location, *, free: 
             advice="Raise compute.scratchSize, or point dataset.uri at the pictures alone.",
         )
     return files
+
+
+def _check_any(objects: Sequence[StoredObject], location: S3Location) -> None:
+    if not objects:
+        raise RunError(
+            FailureReason.NOT_FOUND,
+            f"{location}: there is no object below this prefix",
+            advice="Put folders named 'REPEATS_TRIGGER CLASS' with pictures below dataset.uri, or correct it.",
+        )
 
 
 def _check_names(names: dict[str, int], location: S3Location) -> None:
@@ -148,11 +190,14 @@ class _Sum:
         return progressed
 
 
-def _download_all(store: Store, location: S3Location, paths: dict[str, Path], progress: _Sum) -> None:
+def _download_all(
+    store: Store, location: S3Location, files: dict[str, int], *, directory: Path, on_progress: OnProgress | None
+) -> None:
+    progress = _Sum(files, on_progress)
     with ThreadPoolExecutor(_PARALLEL, "fetch") as pool:
         futures = [
-            pool.submit(store.download, location.join(name), path, on_progress=progress.of(name))
-            for name, path in paths.items()
+            pool.submit(store.download, location.join(name), directory / name, size=size, on_progress=progress.of(name))
+            for name, size in files.items()
         ]
         try:
             for future in futures:

@@ -7,6 +7,7 @@ Time, chance and what to tell whom are parameters, so that tests need no waiting
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections.abc import Callable
@@ -52,25 +53,34 @@ class Patience:
         ceiling = min(self.longest_seconds, self.first_seconds * 2.0 ** min(attempt - 1, 32))
         return self.uniform(ceiling / 2, ceiling)
 
-    def run(self, operation: Callable[[], T], *, what: str) -> T:
+    def run(self, operation: Callable[[], T], *, what: str, heard: Callable[[], float] = lambda: -math.inf) -> T:
         """Return what the operation returns, trying again as long as the store is away.
+
+        The time counts from the first failure, and anew after an attempt in which the store did its part for long:
+        a download of half an hour that breaks twice has met two short outages. How long an attempt took does not
+        tell that, since a store may be silent for minutes until the read timeouts are over.
 
         Args:
             operation: A call to the store that may be repeated.
             what: What it does to which object, for messages.
+            heard: When, by the clock, bytes last moved.
 
         Raises:
             RunError: The store answered with a refusal, or stayed away for the whole time.
         """
-        started, attempt = self.clock(), 0
+        since, attempt = math.inf, 0
         while True:
             self.check()
+            began = self.clock()
             try:
                 result = operation()
             except STORE_ERRORS as error:
                 problem = diagnose(error)
+                now = self.clock()
+                if not attempt or heard() - began > self.longest_seconds:
+                    since, attempt = now, 0
                 attempt += 1
-                elapsed = self.clock() - started
+                elapsed = now - since
                 if problem.verdict is not Verdict.AWAY:
                     raise failure(problem, what) from error
                 if elapsed >= self.total_seconds:

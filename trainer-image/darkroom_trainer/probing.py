@@ -20,6 +20,8 @@ def probe(store: Store, prefix: S3Location) -> None:
     A store that lets the second creation through ignores ``If-None-Match``. The run goes on then, looking before
     each creation: enough, since a run never has two pods at once.
 
+    From then on the store is known to speak S3 (see `Store.is_proven`).
+
     Raises:
         RunError: The bucket does not exist, the credentials do not suffice or the store stays away.
     """
@@ -30,6 +32,7 @@ def probe(store: Store, prefix: S3Location) -> None:
         _check_content(store, at, first)
         _check_conditions(store, at, second)
         store.delete([at])
+        store.is_proven = True
     except RunError as error:
         raise RunError(error.reason, f"spec.output.uri: {error.message}", advice=error.advice) from error
 

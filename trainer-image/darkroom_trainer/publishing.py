@@ -20,10 +20,11 @@ from darkroom_api.failures import FailureReason
 from darkroom_api.layout import INDEX, MANIFEST, checkpoint_directory, final_weights_file
 from darkroom_api.objects import FileRecord, Index, Manifest
 from darkroom_api.plan import RunPlan
+from darkroom_api.progress import Stage
 from darkroom_api.uris import S3Location
 from darkroom_trainer.errors import RunError
 from darkroom_trainer.reporting import Reporter
-from darkroom_trainer.restoring import Restored, checkpoint_record, count_pictures
+from darkroom_trainer.restoring import WEIGHTS_SUFFIX, Restored, checkpoint_record, count_pictures, parse_manifest
 from darkroom_trainer.retention import superseded
 from darkroom_trainer.store import Store, sha256_of
 
@@ -101,6 +102,8 @@ class Publisher:
             RunError: Something could not be published.
         """
         with self._changed:
+            if waiting := len(self._queue) + self._busy:
+                self._reporter.stage(Stage.UPLOADING, f"{waiting} directories wait for the store")
             self._changed.wait_for(lambda: self._failure is not None or not (self._queue or self._busy))
         self.check()
 
@@ -155,24 +158,41 @@ class Publisher:
 
     def _publish(self, task: _Task) -> None:
         if task.directory is None:
-            self._upload(task.files[0], self._prefix.join(final_weights_file(self._name)))
+            self._publish_final(task)
             return
         location = self._prefix.join(task.directory)
-        files = [
-            FileRecord(name=path.name, size_bytes=path.stat().st_size, sha256=sha256_of(path)) for path in task.files
-        ]
-        files.sort(key=lambda file: file.name)
+        files = sorted(map(_record_of, task.files), key=lambda file: file.name)
         manifest = Manifest(run=self._run, epoch=task.epoch, step=task.step, files=files)
         manifest = self._make_durable(task, location, manifest)
         LOG.info("Published %s (%d files, %.1f MB)", task.directory, len(files), sum(f.size_bytes for f in files) / 1e6)
         self._follow_up(task, manifest)
 
+    def _publish_final(self, task: _Task) -> None:
+        """Give the last epoch's numbered weights, which people may hold already, their second name."""
+        path, final = task.files[0], self._prefix.join(final_weights_file(self._name))
+        ours = _record_of(path)
+        numbered = self._prefix.join(checkpoint_directory(task.epoch))
+        there = self._store.find(numbered.join(MANIFEST))
+        manifest = parse_manifest(there) if there is not None else None
+        files = manifest.files if manifest else []
+        standing = next((file for file in files if file.name.endswith(WEIGHTS_SUFFIX)), ours)
+        if self._store.has_copy(final, size=standing.size_bytes, sha256=standing.sha256):
+            return
+        source = numbered.join(standing.name)
+        if standing.sha256 != ours.sha256 and self._store.has(source, size=standing.size_bytes):
+            self._store.copy(source, final, size=standing.size_bytes, sha256=standing.sha256)
+            LOG.info("Copied %s to %s", source, final)
+            return
+        self._upload(path, final, sha256=ours.sha256)
+
     def _make_durable(self, task: _Task, location: S3Location, manifest: Manifest) -> Manifest:
         """Return the manifest that stands in the store in the end: ours, or that of an earlier attempt."""
         there = self._store.find(location.join(MANIFEST))
-        earlier = Manifest.model_validate_json(there) if there is not None else None
-        if earlier is not None and earlier.files != manifest.files:
+        earlier = parse_manifest(there) if there is not None else None
+        if there is not None and (earlier is None or earlier.files != manifest.files):
             if not task.is_state:
+                if earlier is None:
+                    raise _unreadable(location)
                 # Some GPUs do not repeat themselves bit by bit. The first one is in people's hands already.
                 LOG.warning("%s was published by an earlier attempt with other content, which stays", location)
                 return earlier
@@ -185,8 +205,8 @@ class Publisher:
             self._store.create(location.join(MANIFEST), encoded(manifest))
         return manifest
 
-    def _upload(self, path: Path, location: S3Location) -> None:
-        self._store.upload(path, location)
+    def _upload(self, path: Path, location: S3Location, *, sha256: str | None = None) -> None:
+        self._store.upload(path, location, sha256=sha256)
         self._reporter.uploaded(path.stat().st_size)
 
     def _follow_up(self, task: _Task, manifest: Manifest) -> None:
@@ -234,6 +254,14 @@ class Publisher:
 def encoded(manifest: Manifest) -> bytes:
     """Return a manifest's one representation: the same content is the same bytes."""
     return manifest.model_dump_json(by_alias=True).encode()
+
+
+def _unreadable(location: S3Location) -> RunError:
+    return RunError(
+        FailureReason.INTERNAL_ERROR,
+        f"{location.join(MANIFEST)} is there but cannot be read: it is damaged or of another version of Darkroom",
+        advice=f"Move everything below {location} away and let the run go on, or go on with the version that wrote it.",
+    )
 
 
 def _record_of(path: Path) -> FileRecord:

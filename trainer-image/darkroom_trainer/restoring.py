@@ -39,8 +39,6 @@ class Restored:
     """The newest state that verified, on the local disk; None starts from the beginning."""
     checkpoints: list[CheckpointRecord] = field(default_factory=list)
     """Oldest first."""
-    sampled_epochs: set[int] = field(default_factory=set)
-    """Epochs whose sample pictures are in the store."""
 
 
 def restore(store: Store, prefix: S3Location, directory: Path) -> Restored:
@@ -61,7 +59,7 @@ def restore(store: Store, prefix: S3Location, directory: Path) -> Restored:
         if name.startswith("checkpoints/")
     )
     checkpoints = sorted((record for record in records if record), key=lambda record: record.epoch)
-    return Restored(restored, checkpoints, set(samples))
+    return Restored(restored, checkpoints)
 
 
 def read_manifests(store: Store, prefix: S3Location, objects: Iterable[StoredObject]) -> dict[str, Manifest]:
@@ -71,7 +69,9 @@ def read_manifests(store: Store, prefix: S3Location, objects: Iterable[StoredObj
     names = [name for name in names if _DIRECTORY.fullmatch(name)]
     with ThreadPoolExecutor(_PARALLEL, "restore") as pool:
         texts = pool.map(lambda name: store.read(prefix.join(name, MANIFEST)), names)
-        parsed = {name: _parse(text, prefix.join(name)) for name, text in zip(names, texts, strict=True)}
+        parsed = {name: parse_manifest(text) for name, text in zip(names, texts, strict=True)}
+    for name in (name for name, manifest in parsed.items() if manifest is None):
+        LOG.warning("%s: its manifest cannot be read; the directory is ignored", prefix.join(name))
     return {name: manifest for name, manifest in parsed.items() if manifest}
 
 
@@ -100,14 +100,14 @@ def _number(name: str) -> int:
     return int(match["number"])
 
 
-def _parse(text: bytes, location: S3Location) -> Manifest | None:
+def parse_manifest(text: bytes) -> Manifest | None:
+    """Return a manifest; None if it is damaged, leaves its directory or is of a version that is not ours."""
     try:
         manifest = Manifest.model_validate_json(text)
         for file in manifest.files:
             if "/" in check_key(file.name):
                 raise ValueError(f"file name {file.name!r} holds a slash")  # noqa: TRY301 - same end as a bad key
     except (ValidationError, ValueError):
-        LOG.warning("%s: its manifest cannot be read; the directory is ignored", location)
         return None
     return manifest
 
@@ -120,7 +120,7 @@ def _fetch_state(
         return False
     try:
         for file in manifest.files:
-            store.download(location.join(file.name), directory / file.name, sha256=file.sha256)
+            store.download(location.join(file.name), directory / file.name, size=file.size_bytes, sha256=file.sha256)
     except (ChecksumError, RunError) as error:
         if isinstance(error, RunError) and error.reason is not FailureReason.NOT_FOUND:
             raise

@@ -23,17 +23,35 @@ from botocore.exceptions import (
     SSLError,
 )
 from botocore.exceptions import ConnectionError as BotoConnectionError
-from s3transfer.exceptions import RetriesExceededError
+from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError
 
 from darkroom_api.failures import FailureReason
 from darkroom_trainer.errors import RunError
 
-STORE_ERRORS: Final = (BotoCoreError, ClientError, RetriesExceededError, ConnectionError, TimeoutError)
+STORE_ERRORS: Final = (
+    BotoCoreError,
+    ClientError,
+    RetriesExceededError,
+    S3DownloadFailedError,  # the object was replaced while it travelled
+    ConnectionError,
+    TimeoutError,
+)
 """Everything that a call to the store may raise; anything else is a bug."""
 
 
-class IncompleteError(ConnectionError):
-    """What arrived is not what was sent; the text is ours and safe to show."""
+NO_SUCH_UPLOAD: Final = "NoSuchUpload"
+
+
+class OurError(ConnectionError):
+    """The store seems away in a way that botocore has no name for; the text is ours and safe to show."""
+
+
+class IncompleteError(OurError):
+    """What arrived is not what was sent."""
+
+
+class NobodyError(OurError):
+    """Something answered in the store's place, such as an ingress whose backend is away."""
 
 
 class Verdict(StrEnum):
@@ -62,7 +80,7 @@ class Problem:
 
 
 _CODES: Final[dict[str, Verdict]] = {
-    **dict.fromkeys(("NoSuchBucket", "NoSuchKey", "NoSuchUpload", "NotFound"), Verdict.MISSING),
+    **dict.fromkeys(("NoSuchBucket", "NoSuchKey", "NotFound"), Verdict.MISSING),
     **dict.fromkeys(
         (
             "AccessDenied",
@@ -95,6 +113,11 @@ _CODES: Final[dict[str, Verdict]] = {
         ),
         Verdict.AWAY,
     ),
+    # Damage on the way: what was sent is good and goes again.
+    **dict.fromkeys(("BadDigest", "IncompleteBody", "InvalidPart", "XAmzContentSHA256Mismatch"), Verdict.AWAY),
+    # The upload whose completion lost its answer is complete: sent afresh it ends the same. See `Store.abort_uploads`
+    # for the one place where this is no news at all.
+    NO_SUCH_UPLOAD: Verdict.AWAY,
     **dict.fromkeys(
         (
             "AuthorizationHeaderMalformed",
@@ -136,9 +159,22 @@ def diagnose(error: BaseException) -> Problem:
     return Problem(Verdict.AWAY, _unanswered(error))
 
 
+def code_of(error: ClientError) -> str:
+    """Return the S3 code of an answer; botocore puts the status in its place if the answer has none."""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def is_bare_missing(error: ClientError) -> bool:
+    """Tell whether an answer is a 404 without an S3 code: to HEAD the usual one, to anything else not a store's."""
+    return _status_of(error) == 404 and code_of(error) in {"", "404"}
+
+
+def _status_of(error: ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
 def _answered(error: ClientError) -> Problem:
-    code = str(error.response.get("Error", {}).get("Code", ""))
-    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    code, status = code_of(error), _status_of(error)
     verdict = _CODES.get(code) or _STATUSES.get(status) or (Verdict.AWAY if status >= 500 else Verdict.REFUSED)
     named = code if _PLAIN_CODE.fullmatch(code) else "an unknown error"
     return Problem(verdict, f"{named} (HTTP {status})" if status else named)
@@ -146,7 +182,7 @@ def _answered(error: ClientError) -> Problem:
 
 def _unanswered(error: BaseException) -> str:
     match error:
-        case IncompleteError():
+        case OurError():
             said = str(error)
         case ConnectTimeoutError():
             said = "no answer within the connect timeout"

@@ -3,54 +3,57 @@
 boto3 with the classic transfer client: the CRT client ignores ``endpoint_url`` and would send a user's data to AWS.
 Checksums only where S3 requires them: many compatible stores write botocore's checksum trailers into the file
 or refuse them, so integrity is ours: size and SHA-256 in manifests.
-Neighbours: connecting, patience, s3_errors, probing.
+Neighbours: transferring, connecting, patience, s3_errors, probing.
 """
 
 from __future__ import annotations
 
 import hashlib
-import mimetypes
-import os
+import math
 import secrets
-import shutil
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import urlsplit
 
-from boto3.s3.transfer import TransferConfig, create_transfer_manager
+from boto3.s3.transfer import create_transfer_manager
 from botocore.exceptions import ClientError
-from s3transfer.subscribers import BaseSubscriber
 
 from darkroom_api.failures import FailureReason
 from darkroom_api.uris import S3Location
 from darkroom_trainer.errors import RunError
 from darkroom_trainer.patience import Patience
-from darkroom_trainer.s3_errors import STORE_ERRORS, IncompleteError, Verdict, diagnose
+from darkroom_trainer.s3_errors import (
+    NO_SUCH_UPLOAD,
+    STORE_ERRORS,
+    IncompleteError,
+    NobodyError,
+    Verdict,
+    code_of,
+    diagnose,
+    is_bare_missing,
+)
+from darkroom_trainer.transferring import (
+    SHA256_METADATA,
+    TRANSFER,
+    OnProgress,
+    Pulse,
+    Watch,
+    check_space,
+    upload_arguments,
+)
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
+    from mypy_boto3_s3.type_defs import HeadObjectOutputTypeDef, PaginatorConfigTypeDef
     from s3transfer.futures import TransferFuture
     from s3transfer.manager import TransferManager
 
 T = TypeVar("T")
-OnProgress = Callable[[int, int], None]
-"""Told (bytes so far, bytes in all), from any thread, often: it must be quick."""
-
-_MEBI: Final = 2**20
-SMALL_OBJECT_BYTES: Final = 16 * _MEBI
+SMALL_OBJECT_BYTES: Final = 16 * 2**20
 """Longest object that is read into memory: manifests, captions lists, indices are far below."""
-SPARE_DISK_BYTES: Final = 64 * _MEBI
-"""Room that a download leaves on the scratch volume."""
-TRANSFER: Final = TransferConfig(
-    multipart_threshold=16 * _MEBI,
-    multipart_chunksize=16 * _MEBI,
-    max_concurrency=8,
-    preferred_transfer_client="classic",
-)
 _LOOK_SECONDS: Final = 0.25
 
 
@@ -77,25 +80,6 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class _Watch(BaseSubscriber):
-    """Follows one transfer: its bytes, and its end as an event."""
-
-    def __init__(self, size: int, on_progress: OnProgress | None) -> None:
-        self.ended = threading.Event()
-        self._size, self._on_progress = size, on_progress
-        self._done, self._lock = 0, threading.Lock()
-
-    def on_progress(self, future: TransferFuture, bytes_transferred: int, **kwargs: Any) -> None:
-        with self._lock:
-            self._done += bytes_transferred
-            done = self._done
-        if self._on_progress:
-            self._on_progress(done, self._size)
-
-    def on_done(self, future: TransferFuture, **kwargs: Any) -> None:
-        self.ended.set()
-
-
 class Store:
     """An S3 store whose every operation waits out an outage and fails with a reason a user can act on."""
 
@@ -107,21 +91,24 @@ class Store:
         self.endpoint: Final = _shown(client.meta.endpoint_url)
         self.honours_conditions = True
         """False: the store ignores If-None-Match, so creating looks first (see `probing.probe`)."""
+        self.is_proven = False
+        """True: S3 has been spoken here, so a 404 without an S3 code comes from something that stands in between."""
 
     def uninterrupted(self) -> Store:
         """Return the same store for work that a request to stop must not break off: saving."""
         twin = Store(self._client, patience=replace(self._patience, check=_go_on), page_size=self._page_size)
-        twin.honours_conditions = self.honours_conditions
+        twin.honours_conditions, twin.is_proven = self.honours_conditions, self.is_proven
         return twin
 
-    def list(self, location: S3Location) -> list[StoredObject]:
-        """Return all objects below a prefix, in the order of their keys."""
+    def list(self, location: S3Location, *, at_most: int | None = None) -> list[StoredObject]:
+        """Return all objects below a prefix, or the first of them, in the order of their keys."""
 
         def pages() -> list[StoredObject]:
             paginator = self._client.get_paginator("list_objects_v2")
-            found = paginator.paginate(
-                Bucket=location.bucket, Prefix=_folder(location), PaginationConfig={"PageSize": self._page_size}
-            )
+            limits: PaginatorConfigTypeDef = {"PageSize": self._page_size}
+            if at_most is not None:
+                limits["MaxItems"] = at_most
+            found = paginator.paginate(Bucket=location.bucket, Prefix=_folder(location), PaginationConfig=limits)
             return [StoredObject(item["Key"], item["Size"]) for page in found for item in page.get("Contents", [])]
 
         return self._run(pages, "listing", location)
@@ -157,49 +144,101 @@ class Store:
                 return None
             raise
 
+    def has_copy(self, location: S3Location, *, size: int, sha256: str) -> bool:
+        """Tell whether `upload` or `copy` has put this content there; False if the store keeps no metadata."""
+
+        def same() -> bool:
+            try:
+                found = self._look(location)
+            except ClientError as error:
+                if self._is_missing(error):
+                    return False
+                raise
+            return found["ContentLength"] == size and found.get("Metadata", {}).get(SHA256_METADATA) == sha256
+
+        return self._run(same, "looking at", location)
+
     def download(
-        self, location: S3Location, path: Path, *, sha256: str | None = None, on_progress: OnProgress | None = None
+        self,
+        location: S3Location,
+        path: Path,
+        *,
+        size: int | None = None,
+        sha256: str | None = None,
+        on_progress: OnProgress | None = None,
     ) -> None:
-        """Bring an object to a path; whatever happens, the path holds the whole file or nothing.
+        """Bring an object to a path; unless the pod's node dies, the path holds the whole file or nothing.
+
+        Args:
+            location: The object.
+            path: Where to put it.
+            size: Its size, if a listing has told: that saves a request, which for small files is half of the time.
+            sha256: What it must be.
+            on_progress: Told of the bytes.
 
         Raises:
             ChecksumError: The content is not the one with this SHA-256.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".part-{secrets.token_hex(8)}")
+        pulse = Pulse(self._patience.clock)
+        sizes = iter(() if size is None else (size,))  # believed once: the object may have changed since the listing
+
+        def fetch() -> None:
+            expected = next(sizes, None)
+            expected = self._head(location) if expected is None else expected
+            check_space(part.parent, expected, location)
+            watch = Watch(expected, on_progress, pulse)
+            self._follow(self._manager.download(location.bucket, location.key, str(part), subscribers=[watch]), watch)
+            if (got := part.stat().st_size) != expected:
+                raise IncompleteError(f"{got} of {expected} bytes arrived")
+
         try:
-            self._run(lambda: self._download(location, part, on_progress), "downloading", location)
+            self._run(fetch, "downloading", location, heard=pulse.last)
             if sha256 and (got := sha256_of(part)) != sha256:
                 raise ChecksumError(location, expected=sha256, got=got)
-            _sync(part)
-            part.replace(path)
-            _sync(path.parent)
+            part.replace(path)  # no fsync: the scratch volume lives no longer than the pod
         finally:
             part.unlink(missing_ok=True)
 
-    def _download(self, location: S3Location, part: Path, on_progress: OnProgress | None) -> None:
-        size = self._head(location)
-        _check_space(part.parent, size, location)
-        watch = _Watch(size, on_progress)
-        self._follow(self._manager.download(location.bucket, location.key, str(part), subscribers=[watch]), watch)
-        if (got := part.stat().st_size) != size:
-            raise IncompleteError(f"{got} of {size} bytes arrived")
+    def upload(self, path: Path, location: S3Location, *, sha256: str | None = None) -> None:
+        """Put a file into the store, in parts if it is large, and look that all of it is there.
 
-    def upload(self, path: Path, location: S3Location) -> None:
-        """Put a file into the store, in parts if it is large, and look that all of it is there."""
-        size = path.stat().st_size
-        kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+        Args:
+            path: The file.
+            location: Where to put it.
+            sha256: Its SHA-256, to be kept with it for `has_copy`.
+        """
+        size, pulse = path.stat().st_size, Pulse(self._patience.clock)
+        extra = upload_arguments(path.name, sha256)
 
         def put() -> None:
-            watch = _Watch(size, None)
+            watch = Watch(size, None, pulse)
             future = self._manager.upload(
-                str(path), location.bucket, location.key, extra_args={"ContentType": kind}, subscribers=[watch]
+                str(path), location.bucket, location.key, extra_args=extra, subscribers=[watch]
             )
             self._follow(future, watch)
-            if (got := self._head(location)) != size:
-                raise IncompleteError(f"{got} of {size} bytes are in the store")
+            self._check_arrived(location, size)
 
-        self._run(put, "uploading", location)
+        self._run(put, "uploading", location, heard=pulse.last)
+
+    def copy(self, source: S3Location, location: S3Location, *, size: int, sha256: str) -> None:
+        """Copy an object inside the store, replacing what is there, and look that all of it has arrived."""
+        pulse = Pulse(self._patience.clock)
+        extra = {**upload_arguments(source.key, sha256), "MetadataDirective": "REPLACE"}
+
+        def put() -> None:
+            watch = Watch(size, None, pulse)
+            origin = {"Bucket": source.bucket, "Key": source.key}
+            future = self._manager.copy(origin, location.bucket, location.key, extra_args=extra, subscribers=[watch])
+            self._follow(future, watch)
+            self._check_arrived(location, size)
+
+        self._run(put, f"copying {source} to", location, heard=pulse.last)
+
+    def _check_arrived(self, location: S3Location, size: int) -> None:
+        if (got := self._head(location)) != size:
+            raise IncompleteError(f"{got} of {size} bytes are in the store")
 
     def create(self, location: S3Location, data: bytes) -> None:
         """Write a small object that nobody has written yet.
@@ -274,21 +313,35 @@ class Store:
         try:
             self._client.abort_multipart_upload(Bucket=location.bucket, Key=location.key, UploadId=upload)
         except ClientError as error:
-            if diagnose(error).verdict is not Verdict.MISSING:
+            if code_of(error) != NO_SUCH_UPLOAD and diagnose(error).verdict is not Verdict.MISSING:
                 raise
 
+    def _look(self, location: S3Location) -> HeadObjectOutputTypeDef:
+        try:
+            return self._client.head_object(Bucket=location.bucket, Key=location.key)
+        except ClientError as error:
+            if not (self.is_proven and is_bare_missing(error)):
+                raise
+        # An answer to HEAD has no body, so not even a real store can say in it what is missing. To GET it can.
+        body = self._client.get_object(Bucket=location.bucket, Key=location.key)["Body"]
+        body.close()
+        raise NobodyError("HTTP 404 for an object that is there")
+
     def _head(self, location: S3Location) -> int:
-        return self._client.head_object(Bucket=location.bucket, Key=location.key)["ContentLength"]
+        return self._look(location)["ContentLength"]
 
     def _exists(self, location: S3Location, size: int | None = None) -> bool:
         try:
             return self._head(location) == size or size is None
         except ClientError as error:
-            if diagnose(error).verdict is Verdict.MISSING:
+            if self._is_missing(error):
                 return False
             raise
 
-    def _follow(self, future: TransferFuture, watch: _Watch) -> None:
+    def _is_missing(self, error: ClientError) -> bool:
+        return diagnose(error).verdict is Verdict.MISSING and not (self.is_proven and is_bare_missing(error))
+
+    def _follow(self, future: TransferFuture, watch: Watch) -> None:
         while not watch.ended.wait(_LOOK_SECONDS):
             try:
                 self._patience.check()
@@ -297,9 +350,24 @@ class Store:
                 raise
         future.result()
 
-    def _run(self, operation: Callable[[], T], verb: str, location: S3Location) -> T:
+    def _run(
+        self,
+        operation: Callable[[], T],
+        verb: str,
+        location: S3Location,
+        *,
+        heard: Callable[[], float] = lambda: -math.inf,
+    ) -> T:
+        def ask() -> T:
+            try:
+                return operation()
+            except ClientError as error:
+                if self.is_proven and is_bare_missing(error):
+                    raise NobodyError("HTTP 404 that is not the store's") from error
+                raise
+
         try:
-            return self._patience.run(operation, what=f"{verb} {location} at {self.endpoint}")
+            return self._patience.run(ask, what=f"{verb} {location} at {self.endpoint}", heard=heard)
         except RunError as error:
             if error.reason is FailureReason.NOT_FOUND:
                 raise RunError(error.reason, self._missing(location)) from error
@@ -330,27 +398,3 @@ def _shown(url: str) -> str:
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def free_bytes(directory: Path) -> int:
-    """Return how many bytes the volume of a directory has left; the directory is made."""
-    directory.mkdir(parents=True, exist_ok=True)
-    return shutil.disk_usage(directory).free
-
-
-def _check_space(directory: Path, size: int, location: S3Location) -> None:
-    free = free_bytes(directory)
-    if size + SPARE_DISK_BYTES > free:
-        raise RunError(
-            FailureReason.INTERNAL_ERROR,
-            f"{location} has {size} bytes, but only {free} are free on the pod's scratch volume",
-            advice="Raise compute.scratchSize, or give the node more disk.",
-        )
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

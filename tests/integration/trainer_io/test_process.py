@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 SECONDS = 30
 """Longest time that a hopeless pod may take here, where six other things run on two cores; alone it takes two."""
+HEAVY = {"torch", "numpy", "diffusers", "PIL"}
 
 
 @dataclass
@@ -100,6 +101,11 @@ def failure(pod: Pod, reason: FailureReason) -> str:
     return result.failure.message
 
 
+def imported(log: str) -> set[str]:
+    """Return the modules that a log of ``-X importtime`` names."""
+    return {line.rpartition("|")[2].strip() for line in log.splitlines() if line.startswith("import time:")}
+
+
 def test_a_plan_that_breaks_the_contract_is_told_with_every_problem(pod: Pod, place: Place) -> None:
     text = run_plan(place.bucket).model_dump_json(by_alias=True)
     pod.write_plan(text.replace('"rank":16', '"rank":0').replace('"epochs":10', '"epochs":"ten"'))
@@ -130,9 +136,8 @@ def test_a_bucket_that_is_not_there_ends_the_pod_before_torch_is_loaded(pod: Pod
     assert time.monotonic() - started < SECONDS
     assert "spec.output.uri" in failure(pod, FailureReason.NOT_FOUND)
     assert "no bucket 'no-such-bucket'" in failure(pod, FailureReason.NOT_FOUND)
-    imported = {line.rpartition("|")[2].strip() for line in log.splitlines() if line.startswith("import time:")}
-    assert "darkroom_trainer.store" in imported  # the log does list imports
-    assert not imported & {"torch", "numpy", "diffusers", "PIL"}
+    assert "darkroom_trainer.store" in imported(log)  # the log does list imports
+    assert not imported(log) & HEAVY
 
 
 @pytest.mark.parametrize(
@@ -215,3 +220,47 @@ def test_a_stop_before_training_ends_the_pod_at_once(number: signal.Signals, pod
     assert time.monotonic() - asked < 10
     assert (pod.result.outcome, pod.result.failure) == ("Preempted", None)
     assert "Preempted at step 0; exit code 75" in log
+
+
+@pytest.mark.parametrize(
+    ("section", "uri", "told"),
+    [
+        ("base_model", None, "spec.baseModel.uri: s3://{bucket}/models/tiny.safetensors: there is no such object"),
+        ("dataset", None, "spec.dataset.uri: s3://{bucket}/data: there is no object below this prefix"),
+        ("dataset", "s3://no-such-bucket/data", "spec.dataset.uri: s3://no-such-bucket/data: there is no bucket"),
+    ],
+)
+def test_inputs_that_are_not_there_end_the_pod_before_torch_is_loaded(
+    section: str, uri: str | None, told: str, pod: Pod, place: Place, s3: Server
+) -> None:
+    if section == "dataset":
+        place.put("models/tiny.safetensors", b"enough to be there")
+        place.put("data/", b"")
+    plan = run_plan(place.bucket, s3.endpoint_url)
+    if uri:
+        changed = getattr(plan.spec, section).model_copy(update={"uri": uri})
+        plan = plan.model_copy(update={"spec": plan.spec.model_copy(update={section: changed})})
+    pod.write_plan(plan)
+    code, log = pod.run("-X", "importtime")
+    assert code == 66
+    assert failure(pod, FailureReason.NOT_FOUND).startswith(told.format(bucket=place.bucket))
+    assert not imported(log) & HEAVY
+
+
+def test_a_stop_during_the_imports_is_heard(pod: Pod, place: Place, s3: Server) -> None:
+    pod.write_plan(run_plan(place.bucket, s3.endpoint_url))
+    process = pod.start("-X", "importtime")
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.rpartition("|")[2].strip().startswith("pydantic"):  # of hundreds of modules that are still to come
+                break
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=SECONDS)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 75
+    assert pod.result.outcome == "Preempted"
+    assert "darkroom_trainer.store" in imported(log)
+    assert not imported(log) & HEAVY

@@ -14,6 +14,7 @@ import pytest
 from darkroom_api.failures import FailureReason
 from darkroom_api.layout import checkpoint_directory, samples_directory, state_directory, weights_file
 from darkroom_api.objects import Index, Manifest
+from darkroom_api.progress import Stage
 from darkroom_trainer.errors import RunError
 from darkroom_trainer.publishing import Publisher
 from darkroom_trainer.reporting import Reporter
@@ -343,3 +344,91 @@ def test_a_kill_in_the_middle_of_an_upload_leaves_nothing_visible_and_the_next_s
     publisher.flush()
     assert reporter.records()[0].size_bytes == 40 * 2**20
     assert place.unfinished() == 0
+
+
+def final(place: Place) -> bytes:
+    return place.get(f"{place.prefix.key}/anna.safetensors")
+
+
+def publish_last(publisher: Publisher, path: Path) -> None:
+    publisher.publish(checkpoint_directory(1), [path], epoch=1, step=10)
+    publisher.publish_final(path, 1, 10)
+    publisher.flush()
+
+
+def test_the_last_weights_are_always_those_of_the_standing_checkpoint(
+    place: Place,
+    store: Store,
+    proxy: S3Proxy,
+    proxied: Store,
+    publishers: Callable[..., Publisher],
+    tmp_path: Path,
+) -> None:
+    publish_last(publishers(store, place), weights(tmp_path, 1, b"as it was"))
+    assert final(place) == b"as it was"
+    for content in (b"as it was", b"other bits"):
+        publish_last(publishers(proxied, place), weights(tmp_path, 1, content))
+        assert proxy.seen("PUT", "anna") == proxy.seen("PUT", "index.json")  # nothing but the index was written
+        assert final(place) == b"as it was"
+
+
+def test_an_attempt_that_finds_another_checkpoint_copies_it_to_the_last_name(
+    place: Place, store: Store, reporter: Reporter, publishers: Callable[..., Publisher], tmp_path: Path
+) -> None:
+    first = publishers(store, place)
+    first.publish(checkpoint_directory(1), [weights(tmp_path, 1, b"as it was")], epoch=1, step=10)
+    first.flush()
+    place.put(f"{place.prefix.key}/anna.safetensors", b"a third one")
+    again = publishers(store, place)
+    publish_last(again, weights(tmp_path, 1, b"other bits"))
+    assert final(place) == b"as it was"
+    assert reporter.counters().uploaded_bytes == len(b"as it was")
+    place.client.delete_object(
+        Bucket=place.bucket, Key=f"{place.prefix.key}/{checkpoint_directory(1)}/{weights_file('anna', epoch=1)}"
+    )
+    place.client.delete_object(Bucket=place.bucket, Key=f"{place.prefix.key}/anna.safetensors")
+    publish_last(again, weights(tmp_path, 1, b"other bits"))
+    assert final(place) == b"other bits"  # better than none
+
+
+@pytest.mark.parametrize("manifest", [b"{", b'{"run": "0123456789", "version": 9}'])
+def test_a_state_whose_manifest_cannot_be_read_is_replaced(
+    manifest: bytes, place: Place, store: Store, publishers: Callable[..., Publisher], files: Files, tmp_path: Path
+) -> None:
+    place.put(f"{place.prefix.key}/{state_directory(10)}/manifest.json", manifest)
+    publisher = publishers(store, place)
+    publisher.publish(state_directory(10), files(state_json=b"computed anew"), epoch=0, step=10)
+    publisher.flush()
+    found = restore(store, place.prefix, tmp_path / "back")
+    assert found.state_directory is not None
+    assert (found.state_directory / "state.json").read_bytes() == b"computed anew"
+
+
+def test_a_checkpoint_whose_manifest_cannot_be_read_is_named_and_not_touched(
+    place: Place, store: Store, publishers: Callable[..., Publisher], tmp_path: Path
+) -> None:
+    key = f"{place.prefix.key}/{checkpoint_directory(1)}/manifest.json"
+    place.put(key, b"{")
+    publisher = publishers(store, place)
+    publisher.publish(checkpoint_directory(1), [weights(tmp_path, 1)], epoch=1, step=10)
+    with pytest.raises(RunError, match=r"epoch-000001/manifest\.json is there but cannot be read") as caught:
+        publisher.flush()
+    assert "Move everything below" in caught.value.advice
+    assert place.get(key) == b"{"
+    assert place.keys() == [f"{checkpoint_directory(1)}/manifest.json"]
+
+
+def test_a_long_last_upload_shows(
+    place: Place, proxied: Store, proxy: S3Proxy, reporter: Reporter, publishers: Callable[..., Publisher], files: Files
+) -> None:
+    publisher = publishers(proxied, place)
+    publisher.flush()
+    assert reporter.snapshot().stage is Stage.STARTING  # nothing to wait for
+    proxy.add(Fault("reset", times=10**6))
+    publisher.publish(samples_directory(1), files(**{"p0-s1_png": 5}), epoch=1, step=1)
+    flushing = threading.Thread(target=publisher.flush)
+    flushing.start()
+    wait_for(lambda: reporter.snapshot().stage is Stage.UPLOADING, "the stage to be told", timeout=20)
+    proxy.heal()
+    flushing.join(30)
+    assert not flushing.is_alive()

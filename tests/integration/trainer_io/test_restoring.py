@@ -39,7 +39,7 @@ def restored_step(place: Place, store: Store, tmp_path: Path) -> int | None:
 def test_a_first_attempt_finds_nothing(place: Place, store: Store, tmp_path: Path) -> None:
     place.put(f"{place.prefix.key}/plan.json", b"{}")
     found = restore(store, place.prefix, tmp_path)
-    assert (found.state_directory, found.checkpoints, found.sampled_epochs) == (None, [], set())
+    assert (found.state_directory, found.checkpoints) == (None, [])
 
 
 def test_the_newest_state_comes_back(place: Place, store: Store, tmp_path: Path) -> None:
@@ -100,4 +100,3 @@ def test_checkpoints_and_samples_are_counted_by_their_manifests(place: Place, st
         (10, 10, 10, 0),
     ]
     assert found.checkpoints[0].sha256 == hashlib.sha256(b"w").hexdigest()
-    assert found.sampled_epochs == {0, 2}

@@ -215,3 +215,60 @@ def test_a_key_that_may_not_look_for_unfinished_uploads_is_good_enough(
     assert "Unfinished uploads of earlier attempts stay" in caplog.text
     abandon_orphans(proxied, place.prefix)
     assert place.unfinished() == 0
+
+
+def test_a_lost_answer_to_a_completion_is_no_missing_object(
+    place: Place, proxied: Store, proxy: S3Proxy, large: Path
+) -> None:
+    lost = proxy.add(Fault("lose-answer", method="POST", path="uploadId="))
+    gone = proxy.add(Fault("no-upload", method="POST", path="uploadId="))  # what the repeated request is answered
+    proxied.upload(large, place.at("a/large"))
+    assert (lost.done, gone.done) == (1, 1)
+    assert place.client.head_object(Bucket=place.bucket, Key="a/large")["ContentLength"] == 40 * MEBI
+    assert place.unfinished() == 0
+
+
+def test_an_upload_that_is_gone_already_needs_no_giving_up(place: Place, proxied: Store, proxy: S3Proxy) -> None:
+    place.client.create_multipart_upload(Bucket=place.bucket, Key=f"{place.prefix.key}/x")
+    fault = proxy.add(Fault("no-upload", method="DELETE"))
+    assert proxied.abort_uploads(place.prefix) == 1
+    assert fault.done == 1
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT"])
+def test_a_404_that_is_not_the_stores_is_waited_out(
+    method: str, place: Place, proxied: Store, proxy: S3Proxy, tmp_path: Path
+) -> None:
+    place.put("a", b"content")
+    probe(proxied, place.prefix)
+    fault = proxy.add(Fault("nobody", method=method, times=2))
+    store = proxied.uninterrupted()
+    assert store.find(place.at("a")) == b"content"
+    assert store.has(place.at("a"), size=7)
+    store.download(place.at("a"), tmp_path / "a")
+    store.create(place.at("b"), b"new")
+    assert fault.done == 2
+    assert store.find(place.at("none")) is None
+    assert not store.has(place.at("none"), size=1)
+
+
+def test_a_size_from_a_listing_saves_a_request_and_is_not_believed_twice(
+    place: Place, proxied: Store, proxy: S3Proxy, tmp_path: Path
+) -> None:
+    place.put("a", b"content")
+    proxied.download(place.at("a"), tmp_path / "a", size=7)
+    assert (proxy.seen("HEAD", ""), proxy.seen("GET", "")) == (0, 1)
+    proxied.download(place.at("a"), tmp_path / "b", size=5)
+    assert (tmp_path / "b").read_bytes() == b"content"
+    assert (proxy.seen("HEAD", ""), proxy.seen("GET", "")) == (1, 3)
+
+
+def test_a_copy_inside_the_store_is_known_by_its_checksum(place: Place, store: Store, large: Path) -> None:
+    digest, size = sha256_of(large), 40 * MEBI
+    store.upload(large, place.at("a/large"))
+    assert not store.has_copy(place.at("a/large"), size=size, sha256=digest)
+    assert not store.has_copy(place.at("b/large"), size=size, sha256=digest)
+    store.copy(place.at("a/large"), place.at("b/large"), size=size, sha256=digest)
+    assert store.has_copy(place.at("b/large"), size=size, sha256=digest)
+    assert not store.has_copy(place.at("b/large"), size=size, sha256="0" * 64)
+    store.download(place.at("b/large"), large.with_name("back"), sha256=digest)

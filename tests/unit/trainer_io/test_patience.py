@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -99,3 +100,51 @@ def test_a_request_to_stop_ends_a_long_wait_within_a_nap() -> None:
     with pytest.raises(StopRequested):
         patience.run(failing(1_000), what="reading s3://a/b")
     assert clock.now <= 20.5
+
+
+def test_patience_begins_when_the_store_goes_away_not_when_the_work_began() -> None:
+    clock, took = Clock(), iter([960.0, 5.0, 5.0])
+
+    def download() -> str:
+        clock.now += next(took)
+        if clock.now < 970:
+            raise refused()
+        return "done"
+
+    assert Patience(clock=clock, sleep=clock.sleep, uniform=max).run(download, what="downloading") == "done"
+
+
+def breaking(
+    clock: Clock, *, moving: float, silent: float, times: int
+) -> tuple[Callable[[], str], Callable[[], float]]:
+    """Return a download that breaks after some seconds of bytes and some of silence, and when bytes last moved."""
+    heard, left = [-math.inf], [times]
+
+    def download() -> str:
+        if not left[0]:
+            return "done"
+        left[0] -= 1
+        clock.now += moving
+        if moving:
+            heard[0] = clock.now
+        clock.now += silent
+        raise refused()
+
+    return download, lambda: heard[0]
+
+
+def test_an_attempt_in_which_much_arrived_renews_the_patience() -> None:
+    clock = Clock()
+    download, heard = breaking(clock, moving=500, silent=0, times=5)
+    patience = Patience(clock=clock, sleep=clock.sleep, uniform=max)
+    assert patience.run(download, what="downloading", heard=heard) == "done"
+    assert clock.now == pytest.approx(5 * 500 + 5 * 0.5)
+
+
+@pytest.mark.parametrize("moving", [0, 5])
+def test_a_store_that_is_silent_until_the_timeouts_wears_the_patience_out(moving: float) -> None:
+    clock = Clock()
+    download, heard = breaking(clock, moving=moving, silent=120, times=1_000)
+    with pytest.raises(RunError, match="connection refused"):
+        Patience(clock=clock, sleep=clock.sleep, uniform=max).run(download, what="downloading", heard=heard)
+    assert 900 <= clock.now < 1_300

@@ -9,10 +9,10 @@ from botocore.exceptions import (
     ReadTimeoutError,
     SSLError,
 )
-from s3transfer.exceptions import RetriesExceededError
+from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError
 
 from darkroom_api.failures import EXIT_CODES, ExitCode
-from darkroom_trainer.s3_errors import IncompleteError, Verdict, diagnose, failure
+from darkroom_trainer.s3_errors import IncompleteError, NobodyError, Verdict, diagnose, failure
 
 UNTRUSTED = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate"
 SECRET_WORDS = "StringToSign AKIDEXAMPLE wJalrXUtnFEMI"
@@ -51,6 +51,11 @@ def answer(code: str, status: int) -> ClientError:
         ("RequestTimeout", 400, Verdict.AWAY, 69),
         ("TooManyRequests", 429, Verdict.AWAY, 69),
         ("ConditionalRequestConflict", 409, Verdict.AWAY, 69),
+        ("NoSuchUpload", 404, Verdict.AWAY, 69),
+        ("IncompleteBody", 400, Verdict.AWAY, 69),
+        ("BadDigest", 400, Verdict.AWAY, 69),
+        ("XAmzContentSHA256Mismatch", 400, Verdict.AWAY, 69),
+        ("InvalidPart", 400, Verdict.AWAY, 69),
         ("PermanentRedirect", 301, Verdict.MISCONFIGURED, 78),
         ("AuthorizationHeaderMalformed", 400, Verdict.MISCONFIGURED, 78),
         ("PreconditionFailed", 412, Verdict.EXISTS, 70),
@@ -80,6 +85,8 @@ def test_an_answer_has_a_verdict_and_an_exit_code(code: str, status: int, verdic
         (ConnectTimeoutError(endpoint_url="http://s3"), "away", "connect timeout"),
         (ReadTimeoutError(endpoint_url="http://s3"), "away", "read timeout"),
         (ConnectionResetError(104, "reset"), "away", "broke"),
+        (NobodyError("HTTP 404 that is not the store's"), "away", "not the store's"),
+        (S3DownloadFailedError("the ETag changed"), "away", "S3DownloadFailedError"),
         (IncompleteError("3 of 4 bytes arrived"), "away", "3 of 4 bytes"),
         (RetriesExceededError(ReadTimeoutError(endpoint_url="http://s3")), "away", "read timeout"),
         (NoCredentialsError(), "denied", "no credentials"),
