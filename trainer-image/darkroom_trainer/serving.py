@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 from typing import Final
 
 from darkroom_trainer import metrics
@@ -17,6 +19,21 @@ _IDLE_SECONDS: Final = 10.0
 """A connection that says nothing for this long is closed, so that nobody can hold threads."""
 
 Page = tuple[str, Callable[[], bytes]]
+
+
+class _HTTPServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def server_bind(self) -> None:
+        # Not HTTPServer's: it asks the name service for a name that nobody needs.
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = "", self.server_address[1]
+
+
+class _DualStackServer(_HTTPServer):
+    address_family = socket.AF_INET6
 
 
 class Server:
@@ -35,16 +52,27 @@ class Server:
         self._thread.join()
 
 
-def serve(reporter: Reporter, port: int, *, host: str = "0.0.0.0") -> Server:  # noqa: S104 - the operator asks from outside
-    """Answer at a port until the server is closed; port 0 takes a free one."""
+def serve(reporter: Reporter, port: int, *, host: str | None = None) -> Server:
+    """Answer at a port until the server is closed; port 0 takes a free one.
+
+    Without a host it listens on every address of both families, since a pod may have but one of either kind.
+    """
     pages: dict[str, Page] = {
         "/progress": ("application/json", lambda: reporter.snapshot().model_dump_json(by_alias=True).encode()),
         "/metrics": (metrics.CONTENT_TYPE, lambda: metrics.exposition(reporter)),
         "/healthz": ("text/plain; charset=utf-8", lambda: b"ok\n"),
     }
-    http = ThreadingHTTPServer((host, port), _handler(pages))
-    http.daemon_threads = True
-    return Server(http)
+    return Server(_listen(host, port, _handler(pages)))
+
+
+def _listen(host: str | None, port: int, handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
+    if host is not None:
+        return _HTTPServer((host, port), handler)
+    try:
+        return _DualStackServer(("::", port), handler)
+    except OSError as error:
+        LOG.debug("No IPv6 here (%s); listening on IPv4 alone", error)
+        return _HTTPServer(("0.0.0.0", port), handler)  # noqa: S104 - the operator asks from outside
 
 
 def _handler(pages: dict[str, Page]) -> type[BaseHTTPRequestHandler]:

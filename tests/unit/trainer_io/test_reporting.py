@@ -14,6 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from darkroom_api.progress import MAXIMUM_PROGRESS_BYTES, Bucket, CheckpointRecord, Plan, Progress, Stage
+from darkroom_trainer import serving
 from darkroom_trainer.metrics import exposition
 from darkroom_trainer.reporting import MAXIMUM_CHECKPOINTS, Reporter, clock_time
 from darkroom_trainer.serving import Server, serve
@@ -212,3 +213,29 @@ def test_a_silent_connection_holds_nobody_up(server: Server) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as silent:
         silent.send(b"GET /progr")
         assert get(server, "/healthz")[0] == 200
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_both_families_of_addresses_are_served(address: str, reporter: Reporter) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family) as here:
+            here.bind((address, 0))
+    except OSError:
+        pytest.skip(f"this machine has no {address}")
+    running = serve(reporter, 0)
+    try:
+        with socket.create_connection((address, running.port), timeout=10) as connection:
+            connection.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+            assert connection.makefile("rb").read().endswith(b"ok\n")
+    finally:
+        running.close()
+
+
+def test_without_ipv6_it_is_ipv4_alone(reporter: Reporter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving._DualStackServer, "address_family", -1)  # as a kernel without IPv6 answers
+    running = serve(reporter, 0)
+    try:
+        assert get(running, "/healthz")[0] == 200
+    finally:
+        running.close()
