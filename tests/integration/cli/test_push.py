@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +27,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def bucket(s3: Store, credentials: None) -> Iterator[str]:
+def bucket(s3: Store, credentials: None) -> str:
     return s3.bucket()
 
 

@@ -6,44 +6,20 @@ import pytest
 import yaml
 
 from darkroom_api.uris import S3Location, parse_s3
-from darkroom_cli.store import Entry, is_content
 from dev.cluster.console import ClusterError
 from dev.cluster.full import State
 from dev.cluster.storage import Endpoint
 from dev.demo.data import first_usable, named_by_content
 from dev.demo.site import EXAMPLE, Site
 
-HELLO_MD5 = "5d41402abc4b2a76b9719d911017c592"
 STATE = State("/kubeconfig", "registry:5000", Endpoint("https://s3.example.com", "key", "secret"), "lab", 0.0)
-
-
-@pytest.mark.parametrize(
-    ("entry", "stored", "same", "downloads"),
-    [
-        (Entry(5, HELLO_MD5), b"hello", True, 0),
-        (Entry(6, HELLO_MD5), b"hello!", False, 0),
-        (Entry(5, f"{HELLO_MD5}-1"), b"hello", True, 1),  # multipart
-        (Entry(5, "0" * 32), b"hello", True, 1),  # encrypted by the store: looks like an MD5 and is none
-        (Entry(5, "0" * 32), b"other", False, 1),
-    ],
-)
-def test_an_object_is_downloaded_only_where_size_and_etag_leave_it_open(
-    entry: Entry, stored: bytes, *, same: bool, downloads: int
-) -> None:
-    reads: list[bytes] = []
-
-    def read() -> bytes:
-        reads.append(stored)
-        return stored
-
-    assert is_content(entry, b"hello", read=read) is same
-    assert len(reads) == downloads
 
 
 def test_the_hash_stands_before_the_ending() -> None:
     assert str(named_by_content(parse_s3("s3://lab/a.b/robot"), "0123456789ab")) == "s3://lab/a.b/robot-01234567"
     assert (
-        str(named_by_content(parse_s3("s3://lab/tiny.safetensors"), "0123456789")) == "s3://lab/tiny-01234567.safetensors"
+        str(named_by_content(parse_s3("s3://lab/tiny.safetensors"), "0123456789"))
+        == "s3://lab/tiny-01234567.safetensors"
     )
 
 
