@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from dev.cluster import binaries, existing, full, packages, status
-from dev.cluster.console import ClusterError, say
+from dev.cluster.console import ClusterError, say, unwind_when_terminated
 from dev.cluster.paths import existing_layout, full_layout
 
 
@@ -88,13 +85,9 @@ def _build(arguments: argparse.Namespace) -> int:
 COMMANDS = {"up": _up, "down": _down, "status": _status, "logs": _logs, "env": _env, "build": _build}
 
 
-def _terminated(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise SystemExit(143)
-
-
 def main() -> int:
     """Run one command; a SIGTERM unwinds like an error, so that a half-start is cleared away."""
-    signal.signal(signal.SIGTERM, _terminated)
+    unwind_when_terminated()
     # A shell without the administrator's directories would not find ip and iptables.
     os.environ["PATH"] = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     arguments = _parser().parse_args()

@@ -125,8 +125,31 @@ def _build_lock() -> Iterator[None]:
 def _go() -> str:
     found = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin:/usr/lib/go/bin")
     if not found:
-        raise ClusterError("Go is missing: install Go 1.26 or later and have `go` in PATH")
+        raise ClusterError("Go is missing: install the version that dev/kubernetes/go.mod names and have `go` in PATH")
     return found
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+
+
+def go_for(directory: Path) -> str:
+    """Return a `go` that is new enough for the module in this directory.
+
+    It is asked there, where a `go` that may fetch newer versions of itself already has.
+    """
+    program = _go()
+    match = re.search(r"^go (\S+)", (directory / "go.mod").read_text(), re.MULTILINE)
+    assert match, "every go.mod names the version it needs"
+    result = subprocess.run([program, "version"], cwd=directory, capture_output=True, text=True, check=False)
+    found = re.search(r"\bgo(\d+\.\d+\S*)", result.stdout)
+    if result.returncode or not found or _numbers(found[1]) < _numbers(match[1]):
+        got = found[1] if found else f"{result.stdout}{result.stderr}".strip()
+        raise ClusterError(
+            f"{program} is too old: got {got}, {directory.name} needs {match[1]} or later. "
+            "Install that and put it first in PATH"
+        )
+    return program
 
 
 def _linker_flags(module: Module) -> str:
@@ -149,7 +172,16 @@ def _build(module: Module) -> None:
         shutil.rmtree(stale)
     temporary = Path(tempfile.mkdtemp(prefix=f".{module.name}-", dir=final.parent))
     output = str(temporary / module.output) if module.output else f"{temporary}/"
-    command = [_go(), "build", "-trimpath", "-buildvcs=false", "-ldflags", _linker_flags(module), "-o", output]
+    command = [
+        go_for(REPOSITORY / "dev" / module.name),
+        "build",
+        "-trimpath",
+        "-buildvcs=false",
+        "-ldflags",
+        _linker_flags(module),
+        "-o",
+        output,
+    ]
     environment = dict(os.environ)
     if module is PAUSE:  # it runs in an image that holds nothing else
         environment["CGO_ENABLED"] = "0"

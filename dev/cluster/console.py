@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 
 class ClusterError(Exception):
@@ -16,6 +19,15 @@ class ClusterError(Exception):
 def say(text: str) -> None:
     """Print one line to standard error: standard output belongs to what a command is asked for."""
     print(text, file=sys.stderr, flush=True)
+
+
+def _terminated(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(143)
+
+
+def unwind_when_terminated() -> None:
+    """Have a SIGTERM unwind this process like an error, so that what is half done is cleared away."""
+    signal.signal(signal.SIGTERM, _terminated)
 
 
 @contextmanager

@@ -37,6 +37,7 @@ COMPONENTS = (
 """In the order of starting, which is also the order of `status`."""
 
 BUCKETS = ("darkroom", "models", "studio")
+STORE_BROKEN = "the S3 store does not keep objects"
 PORTS = Ports()
 S3_PORT = 8333
 REGISTRY_PORT = 5000
@@ -103,11 +104,12 @@ def problem(layout: Layout) -> str | None:
         client = control_plane.client(site(layout))
     except OSError as error:
         return f"its certificates cannot be read: {error}"
+    endpoint, bucket = state.s3, state.bucket
     checks: dict[str, Callable[[], bool]] = {
         "the API server is not ready": client.is_ready,
         f"{node.NAME} is not Ready": lambda: client.node_is_ready(node.NAME),
         "the image registry does not answer": lambda: registry.answers(state.registry),
-        "the S3 store does not answer": lambda: storage.is_healthy(state.s3.url),
+        STORE_BROKEN: lambda: storage.has_sockets(supervisor(layout)) and storage.keeps_objects(endpoint, bucket),
     }
     return next((what for what, holds in checks.items() if not holds()), None)
 
@@ -124,6 +126,12 @@ def up(layout: Layout, *, fake_gpus: int = 0) -> State:
         layout = layout.recorded()  # as it is now, after any wait for the lock
         found = problem(layout)
         state = State.read(layout)
+        if found == STORE_BROKEN and state is not None:
+            say(f"{found}: starting it anew, pods run on")
+            _start_store(layout, state.s3)
+            with suppress(ClusterError):  # then everything is started anew
+                wait_for(lambda: problem(layout) != STORE_BROKEN, "the S3 store keeps objects", timeout=30)
+            found = problem(layout)
         if found is None and state is not None:
             say("the cluster is up")
         else:
@@ -190,9 +198,7 @@ def _start_parts(layout: Layout) -> State:
         address = network.ADDRESS
         argv = registry.command(layout.data / "registry.json", address, REGISTRY_PORT, data=layout.data / "registry")
         images = programs.start("registry", argv)
-        storage.start(
-            programs, endpoint, data=layout.data / "objects", sockets=layout.run / "seaweedfs", buckets=BUCKETS
-        )
+        _start_store(layout, endpoint)
         wait_for(
             lambda: registry.answers(node.REGISTRY),
             "the image registry answers",
@@ -214,6 +220,14 @@ def _start_parts(layout: Layout) -> State:
     state = State(str(layout.kubeconfig), node.REGISTRY, endpoint, BUCKETS[0], time.time())
     state.write(layout)
     return state
+
+
+def _start_store(layout: Layout, endpoint: storage.Endpoint) -> None:
+    """Start the S3 store on the objects that are there, in place of one that runs."""
+    programs = supervisor(layout)
+    storage.stop(programs)
+    sockets = layout.run / "seaweedfs"
+    storage.start(programs, endpoint, data=layout.data / "objects", sockets=sockets, buckets=BUCKETS)
 
 
 def _forget_containers(layout: Layout, programs: Supervisor) -> None:

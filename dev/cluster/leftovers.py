@@ -85,13 +85,18 @@ def mounts_below(*roots: Path) -> list[str]:
     return [point for point, _ in _mountinfo() if f"{point}/".startswith(prefixes)][::-1]
 
 
+def detach(*roots: Path) -> None:
+    """Detach every mount at or under these directories."""
+    while points := mounts_below(*roots):
+        result = subprocess.run(["umount", "--lazy", *points], capture_output=True, text=True, check=False)
+        left = mounts_below(*roots)
+        if len(left) >= len(points):  # several mounts may lie on one point: another round helps as long as one goes
+            raise ClusterError(f"these mounts cannot be detached: {', '.join(left)}\n{result.stderr}")
+
+
 def unmount(layout: Layout) -> None:
     """Detach every mount of the cluster: root file systems, volumes, network namespaces."""
-    while points := mounts_below(layout.run, layout.data):
-        result = subprocess.run(["umount", "--lazy", *points], capture_output=True, text=True, check=False)
-        left = mounts_below(layout.run, layout.data)
-        if len(left) >= len(points):  # several mounts may lie on one point: another round helps as long as one goes
-            raise ClusterError(f"these mounts of the cluster cannot be detached: {', '.join(left)}\n{result.stderr}")
+    detach(layout.run, layout.data)
 
 
 def _remove_links(layout: Layout) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import platform
 import subprocess
 import tarfile
 from pathlib import Path
 
-from dev.cluster import binaries
+from dev.cluster import binaries, packages
 from dev.cluster.components import Site
 from dev.cluster.console import ClusterError
 from dev.cluster.leftovers import CGROUP
@@ -21,6 +22,9 @@ from dev.cluster.network import ADDRESS, BRIDGE, POD_RANGE
 from dev.cluster.paths import Layout
 
 NAME = "node1"
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+"""The kernel's names of machines as images say them."""
+
 PAUSE_IMAGE = "localhost/pause:1"
 REGISTRY = f"{ADDRESS}:5000"
 
@@ -126,7 +130,12 @@ def write_configuration(layout: Layout) -> None:
 
 
 def containerd(layout: Layout) -> list[str]:
-    return ["/usr/bin/containerd", "--config", str(layout.data / "containerd.toml"), "--log-level=warn"]
+    return [
+        packages.find("containerd") or "containerd",
+        "--config",
+        str(layout.data / "containerd.toml"),
+        "--log-level=warn",
+    ]
 
 
 def kubelet(layout: Layout, site: Site) -> list[str]:
@@ -159,7 +168,14 @@ def kube_proxy(site: Site) -> list[str]:
 
 def ctr(layout: Layout, *arguments: str, check: bool = True) -> str:
     """Run containerd's own client in the kubelet's namespace."""
-    command = ["/usr/bin/ctr", "--address", str(socket_path(layout)), "--namespace", "k8s.io", *arguments]
+    command = [
+        packages.find("ctr") or "ctr",
+        "--address",
+        str(socket_path(layout)),
+        "--namespace",
+        "k8s.io",
+        *arguments,
+    ]
     result = subprocess.run(command, check=False, capture_output=True, text=True)
     if check and result.returncode:
         raise ClusterError(f"containerd refused `ctr {' '.join(arguments)}`: {result.stderr.strip()[-1000:]}")
@@ -167,7 +183,7 @@ def ctr(layout: Layout, *arguments: str, check: bool = True) -> str:
 
 
 def is_answering(layout: Layout) -> bool:
-    command = ["/usr/bin/ctr", "--address", str(socket_path(layout)), "--timeout", "2s", "version"]
+    command = [packages.find("ctr") or "ctr", "--address", str(socket_path(layout)), "--timeout", "2s", "version"]
     return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
@@ -181,7 +197,7 @@ def pause_archive(program: Path, target: Path) -> None:
             tar.addfile(member, content)
     digest = hashlib.sha256(layer.getvalue()).hexdigest()
     config = {
-        "architecture": "amd64",
+        "architecture": ARCHITECTURES.get(platform.machine(), platform.machine()),
         "os": "linux",
         "config": {"Entrypoint": ["/pause"], "User": "65535:65535"},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},

@@ -8,6 +8,10 @@ import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from dev.cluster.leftovers import detach
 
 
 class Scratch:
@@ -23,13 +27,26 @@ class Scratch:
             fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     def remove(self) -> None:
-        """Remove the directory and everything in it."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove the directory and everything in it, never through what is mounted there."""
+        _remove(self.path)
         self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+
+def _remove(directory: Path) -> None:
+    detach(directory)
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _sweep(parent: Path) -> None:
     for directory in parent.glob("*-*"):
         with suppress(OSError), (directory / "lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(directory, ignore_errors=True)
+            _remove(directory)

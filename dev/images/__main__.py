@@ -7,7 +7,7 @@ import os
 import sys
 
 from dev.cluster import existing
-from dev.cluster.console import ClusterError, say
+from dev.cluster.console import ClusterError, say, unwind_when_terminated
 from dev.cluster.full import State
 from dev.cluster.paths import existing_layout, full_layout
 from dev.images.context import IMAGES
@@ -27,7 +27,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Run one command; one line `NAME REFERENCE` for each image on standard output."""
+    """Run one command; one line `NAME REFERENCE` for each image on standard output; a SIGTERM cleans up too."""
+    unwind_when_terminated()
     os.environ["PATH"] = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     parser = _parser()
     arguments = parser.parse_args()

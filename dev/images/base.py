@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 from dev.cluster.console import stage
 from dev.cluster.paths import cache_directory
+from dev.cluster.scratch import Scratch
 from dev.images.builder import Buildah, run_logged
 
 SUITE = "bookworm"
@@ -22,13 +22,24 @@ def reference() -> str:
     return f"localhost/base:{SUITE}-{recipe}"
 
 
+def choose_mirror(targets: str) -> list[str]:
+    """Return Debian's own source among lines of (origin, codename, file, address); a third party's may come first.
+
+    Before the first `apt-get update` no origin is known: then the file's usual name tells.
+    """
+    rows = [line.split("\t") for line in targets.splitlines()]
+    ours = [row for row in rows if row[0] == "Debian" and row[1] == SUITE]
+    named = [row for row in rows if Path(row[2].rpartition(":")[0]).name in ("debian.sources", "sources.list")]
+    return [row[3] for row in ours + named][:1]
+
+
 def mirror() -> list[str]:
     """Return the Debian mirror that this machine uses, nothing (debootstrap's default) on another distribution."""
     if "ID=debian" not in Path("/etc/os-release").read_text().splitlines():
         return []
-    command = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]
-    listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
-    return listed[:1]
+    form = "$(ORIGIN)\t$(CODENAME)\t$(SOURCESENTRY)\t$(REPO_URI)"
+    command = ["apt-get", "indextargets", "--format", form, "Created-By: Packages"]
+    return choose_mirror(subprocess.run(command, capture_output=True, text=True, check=False).stdout)
 
 
 def ensure(builder: Buildah) -> str:
@@ -37,12 +48,11 @@ def ensure(builder: Buildah) -> str:
     if builder.has(name):
         return name
     log = cache_directory() / "logs" / "image-base.log"
-    cache_directory().mkdir(parents=True, exist_ok=True)
     with (
         stage(f"make the base image {name} with debootstrap", usual="1 to 2 minutes, once"),
-        tempfile.TemporaryDirectory(dir=cache_directory()) as scratch,
+        Scratch(cache_directory() / "scratch") as scratch,
     ):
-        root = Path(scratch) / "root"
+        root = scratch.path / "root"
         include = f"--include={','.join(PACKAGES)}"
         command = ["debootstrap", "--variant=minbase", include, SUITE, str(root), *mirror()]
         run_logged(command, log, what="debootstrap")

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -40,14 +42,30 @@ class Builder(Protocol):
         ...
 
 
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """End a command with everything it started, so that nothing goes on writing where a clean-up removes."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=10)
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 def run_logged(command: Sequence[str | Path], log: Path, *, what: str) -> None:
     """Run a long command into a log and raise with the log's end if it fails."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as out:
-        result = subprocess.run(
-            [str(word) for word in command], stdin=subprocess.DEVNULL, stdout=out, stderr=out, check=False
-        )
-    if result.returncode:
+    with (
+        log.open("a") as out,
+        subprocess.Popen(
+            [str(word) for word in command], stdin=subprocess.DEVNULL, stdout=out, stderr=out, process_group=0
+        ) as process,
+    ):
+        try:
+            process.wait()
+        except BaseException:
+            _end_group(process)
+            raise
+    if process.returncode:
         raise ClusterError(f"{what} failed. The last lines of {log}:\n{tail(log)}")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from dev.cluster import node, registry
 from dev.cluster.console import ClusterError, stage
 from dev.cluster.full import State
 from dev.cluster.paths import cache_directory, full_layout
+from dev.cluster.scratch import Scratch
 from dev.images import base
 from dev.images.builder import Buildah, Builder, Docker, choose
 from dev.images.context import IMAGES, Image, tag, write_context
@@ -59,9 +59,9 @@ class Pipeline:
             return name
         with (
             stage(f"build the {image.name} image", usual=image.usual),
-            tempfile.TemporaryDirectory(dir=cache_directory()) as scratch,
+            Scratch(cache_directory() / "scratch") as scratch,
         ):
-            context = Path(scratch)
+            context = scratch.path / "context"
             write_context(image, context)
             _log(image).unlink(missing_ok=True)
             builder.build(name, context, containerfile=image.containerfile, log=_log(image))

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from dev.cluster import binaries, existing, node, storage
+from dev.cluster import binaries, existing, full, node, storage
 from dev.cluster.certificates import issue_all, pair, write_kubeconfig
 from dev.cluster.components import Ports, Site, apiserver
 from dev.cluster.console import ClusterError, tail
@@ -161,6 +161,29 @@ def test_the_state_survives_writing_and_half_a_file_is_none(tmp_path: Path) -> N
     assert State.read(layout) == state
     layout.state_file.write_text(layout.state_file.read_text()[:-9])
     assert State.read(layout) is None
+
+
+def test_what_runs_is_found_with_another_home(tmp_path: Path) -> None:
+    running = Layout(data=tmp_path / "one", run=tmp_path / "run")
+    other = Layout(data=tmp_path / "two", run=tmp_path / "run")
+    assert other.recorded() == other
+    running.record()
+    assert other.recorded() == running
+    assert other.lock_file == running.lock_file
+
+
+def test_a_cluster_whose_certificates_are_gone_is_not_healthy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = Layout(data=tmp_path / "gone", run=tmp_path / "run")
+    State("/k", "r:1", storage.new_endpoint("127.0.0.1", 1), "b", 1.5).write(layout)
+    monkeypatch.setattr(full, "COMPONENTS", ())
+    assert "its certificates cannot be read" in (full.problem(layout) or "")
+
+
+def test_an_address_that_no_interface_has_yet_can_be_free() -> None:
+    (port,) = free_ports(1)
+    assert is_free("192.0.2.1", port)
+    with socket.create_server(("0.0.0.0", port)):
+        assert not is_free("192.0.2.1", port)
 
 
 def test_which_cluster() -> None:
