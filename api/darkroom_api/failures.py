@@ -59,6 +59,7 @@ class FailureReason(StrEnum):
     MODEL_REJECTED = "ModelRejected"
     NOT_FOUND = "NotFound"
     PREEMPTED = "Preempted"
+    SCRATCH_FULL = "ScratchFull"
     STORAGE_UNAVAILABLE = "StorageUnavailable"
     UNSCHEDULABLE = "Unschedulable"
 
@@ -76,6 +77,7 @@ ADVICE: Final[dict[FailureReason, str]] = {
     FailureReason.MODEL_REJECTED: "Give a single-file checkpoint of the family that baseModel.family names.",
     FailureReason.NOT_FOUND: "Check the bucket and key in the message for typing errors.",
     FailureReason.PREEMPTED: "Nothing to do: the state is saved and the run goes on by itself.",
+    FailureReason.SCRATCH_FULL: "Raise compute.scratchSize (or ephemeral-storage in compute.resources.limits).",
     FailureReason.STORAGE_UNAVAILABLE: "Check that storage.endpointURL answers from inside the cluster.",
     FailureReason.UNSCHEDULABLE: "Give the cluster a node that fits compute, or ask for less.",
 }

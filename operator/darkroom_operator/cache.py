@@ -71,6 +71,11 @@ class Cache:
         self._keep(resource, slim(resource, item))
         return _keys(resource, item)
 
+    def adopt(self, resource: Resource, item: Object) -> set[Key]:
+        """Take in an object that was just asked for by name: whoever took it for deleted was wrong."""
+        self._tombstones.pop(metadata(item)["uid"], None)
+        return self.put(resource, item)
+
     def remove(self, resource: Resource, item: Object) -> set[Key]:
         """Take note that an object is gone."""
         data = metadata(item)
@@ -133,14 +138,15 @@ class Cache:
         child = child_name(key.name, run)
         known = self._runs.get(RunKey(key.namespace, run)) or _Run({}, {})
         job = _ours(known.children.get(JOBS, {}).get(child), uid)
-        pods = tuple(pod for pod in known.children.get(PODS, {}).values() if _is_of_job(pod, child))
+        pods = known.children.get(PODS, {}).values()
         departed = tuple(pod for pod in known.departed.values() if _is_of_job(pod, child))
         return Snapshot(
             training=training,
             run=run,
             job=job,
             config_map=_ours(known.children.get(CONFIG_MAPS, {}).get(child), uid),
-            pods=pods,
+            pods=tuple(pod for pod in pods if _is_of_job(pod, child)),
+            strangers=tuple(pod for pod in pods if not _is_of_job(pod, child)),
             departed_pods=departed,
             observation=known.observation,
         )

@@ -25,11 +25,13 @@ class Listing:
 class ApiError(Exception):
     """The API server refused a call, or did not answer it."""
 
-    def __init__(self, status: int, reason: str, message: str) -> None:
+    def __init__(self, status: int, reason: str, message: str, *, fields: tuple[str, ...] = ()) -> None:
         super().__init__(f"{status} {reason}: {message}")
         self.status = status
         self.reason = reason
         self.message = message
+        self.fields = fields
+        """Paths of the fields that validation found wrong; a policy's refusal names none."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -38,13 +39,21 @@ class Config:
 
 def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Config:
     """Make the configuration from a command line and the environment; a flag beats its variable."""
-    given = _parser(environ).parse_args(arguments)
+    parser = _parser(environ)
+    given = parser.parse_args(arguments)
+    aliases: list[HostAlias] | None = given.host_alias
+    if aliases is None:
+        try:
+            aliases = [_host_alias(text) for text in _listed(environ, "HOST_ALIASES")]
+        except argparse.ArgumentTypeError as error:
+            parser.error(f"environment variable DARKROOM_HOST_ALIASES: {error}")
+    secrets: list[str] = given.trainer_image_pull_secret or _listed(environ, "TRAINER_IMAGE_PULL_SECRETS")
     return Config(
         trainer_image=given.trainer_image,
         trainer_image_pull_policy=given.trainer_image_pull_policy,
-        trainer_image_pull_secrets=tuple(given.trainer_image_pull_secret),
-        host_aliases=tuple(given.host_alias),
-        namespaces=tuple(given.namespace),
+        trainer_image_pull_secrets=tuple(secrets),
+        host_aliases=tuple(aliases),
+        namespaces=tuple(given.namespace or _listed(environ, "NAMESPACES")),
         listen=given.listen,
         progress_interval=given.progress_interval,
         poll_interval=given.poll_interval,
@@ -54,6 +63,11 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Config:
         log_format=given.log_format,
         log_level=given.log_level,
     )
+
+
+def _listed(environ: Mapping[str, str], name: str) -> list[str]:
+    """Return a list from the environment. It is no default of argparse: a flag given would be added to it."""
+    return [part.strip() for part in environ.get(f"DARKROOM_{name}", "").split(",") if part.strip()]
 
 
 def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
@@ -66,9 +80,6 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     def default(name: str, otherwise: str | None) -> str | None:
         return environ.get(f"DARKROOM_{name}") or otherwise
 
-    def names(name: str) -> list[str]:
-        return [part.strip() for part in environ.get(f"DARKROOM_{name}", "").split(",") if part.strip()]
-
     image = default("TRAINER_IMAGE", None)
     parser.add_argument("--trainer-image", default=image, required=image is None, help="image of training pods")
     parser.add_argument(
@@ -76,20 +87,15 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
         default=default("TRAINER_IMAGE_PULL_POLICY", "IfNotPresent"),
         choices=("Always", "IfNotPresent", "Never"),
     )
-    parser.add_argument(
-        "--trainer-image-pull-secret", action="append", default=names("TRAINER_IMAGE_PULL_SECRETS"), metavar="NAME"
-    )
+    parser.add_argument("--trainer-image-pull-secret", action="append", metavar="NAME")
     parser.add_argument(
         "--host-alias",
         action="append",
         type=_host_alias,
-        default=[_host_alias(text) for text in names("HOST_ALIASES")],
         metavar="IP=NAME",
         help="a line of the training pods' /etc/hosts",
     )
-    parser.add_argument(
-        "--namespace", action="append", default=names("NAMESPACES"), metavar="NAME", help="watch only this (repeat)"
-    )
+    parser.add_argument("--namespace", action="append", metavar="NAME", help="watch only this (repeat)")
     parser.add_argument("--listen", type=_address, default=default("LISTEN", "0.0.0.0:8080"), metavar="HOST:PORT")
     parser.add_argument("--progress-interval", type=_seconds, default=default("PROGRESS_INTERVAL", "5"))
     parser.add_argument("--poll-interval", type=_seconds, default=default("POLL_INTERVAL", "2"))
@@ -107,6 +113,10 @@ def _host_alias(text: str) -> HostAlias:
     ip, separator, name = text.partition("=")
     if not (ip and separator and name):
         raise argparse.ArgumentTypeError(f"{text!r} is not allowed; give IP=NAME, such as 10.0.0.5=s3.example.com")
+    try:
+        ipaddress.ip_address(ip)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{ip!r} in {text!r} is no IP address; give IP=NAME") from None
     return HostAlias(ip, name)
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Awaitable
 from datetime import datetime
 from http import HTTPStatus
 from typing import Final, assert_never
 
-from darkroom_api.names import API_VERSION
+from darkroom_api.names import API_VERSION, LABEL_RUN
 from darkroom_operator.cache import Cache
 from darkroom_operator.client import UNREACHABLE, ApiError, KubeClient, Preconditions
 from darkroom_operator.decide.snapshot import (
@@ -31,6 +32,7 @@ from darkroom_operator.objects import (
     CONFIG_MAPS,
     EVENTS,
     JOBS,
+    PODS,
     TRAININGS,
     Key,
     Object,
@@ -42,6 +44,16 @@ from darkroom_operator.objects import (
 
 logger = logging.getLogger(__name__)
 _REFUSALS: Final = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY})
+_FROM_SPEC: Final = re.compile(
+    r"spec\.(backoffLimit|activeDeadlineSeconds)\b|spec\.template\.spec\."
+    r"(nodeSelector|tolerations|priorityClassName|serviceAccountName|terminationGracePeriodSeconds|volumes"
+    r"|containers\[0\]\.(resources|env))\b"
+)
+"""Fields of a Job that come from the training's spec; the others come from the operator's configuration."""
+_POLICIES: Final = ("ValidatingAdmissionPolicy", "admission webhook", "quota")
+"""Words of refusals that are somebody's policy: policies and quotas change."""
+_UNREADABLE: Final = "quantities must match"
+"""What the server says of a quantity that it cannot even decode; it names no field then."""
 COMPONENT: Final = "darkroom-operator"
 Call = Awaitable[Object | None]
 
@@ -81,6 +93,12 @@ class Executor:
             case _:
                 assert_never(action)
 
+    async def look_for_pods(self, snapshot: Snapshot) -> None:
+        """Take in the run's pods as they are now: one that no watch has told of may still write."""
+        listing = await self._client.list_all(PODS, snapshot.namespace, selector=f"{LABEL_RUN}={snapshot.run}")
+        for pod in listing.items:
+            self._cache.put(PODS, pod)
+
     async def post(self, snapshot: Snapshot, note: Note, *, now: datetime) -> None:
         """Post an event under a name that follows from its cause: posted twice it is still one."""
         body = _event(snapshot, note, now=now)
@@ -110,11 +128,11 @@ class Executor:
         try:
             created = await self._write("create", resource, self._client.create(resource, body))
         except ApiError as error:
-            if error.status == HTTPStatus.CONFLICT:
-                created = await self._adopt(resource, body)
-            else:
-                raise _refusal(error, resource) from error
-        self._cache.put(resource, created)
+            if error.status != HTTPStatus.CONFLICT:
+                raise _refusal(error, f"{resource.kind}NotCreated", resource) from error
+            self._cache.adopt(resource, await self._adopt(resource, body))
+        else:
+            self._cache.put(resource, created)
 
     async def _adopt(self, resource: Resource, body: Object) -> Object:
         """Return the object that already has the name, if it is ours."""
@@ -133,7 +151,7 @@ class Executor:
             self._cache.put(JOBS, await self._write("patch", JOBS, call))
         except ApiError as error:
             if error.status != HTTPStatus.NOT_FOUND:
-                raise _refusal(error, JOBS, is_final=False) from error
+                raise _refusal(error, "JobNotChanged", JOBS, may_be_final=False) from error
             self._forget_job(key)
 
     async def _delete_job(self, key: Key, name: str, *, uid: str) -> None:
@@ -172,20 +190,32 @@ class Executor:
             self._metrics.writes.labels(verb, resource.kind, code).inc()
 
 
-def _refusal(error: ApiError, resource: Resource, *, is_final: bool = True) -> Exception:
-    """Tell a refusal that the status should show from a failure that is just tried again."""
+def _refusal(error: ApiError, passing: str, resource: Resource, *, may_be_final: bool = True) -> Exception:
+    """Tell a refusal that the status should show from a failure that is just tried again.
+
+    Args:
+        error: What the server said.
+        passing: The reason to show for what may be allowed later.
+        resource: What was to be written.
+        may_be_final: Whether a wrong spec can be the cause at all.
+    """
     if error.status in _REFUSALS:
-        # A policy's webhook answers with codes of its own, and policies change.
-        final = is_final and not error.message.startswith("admission webhook")
-        return RefusedError(Trouble(f"{resource.kind}RefusedError", error.message, is_final=final))
+        final = may_be_final and _is_of_spec(error)
+        return RefusedError(Trouble(f"{resource.kind}Refused", error.message, is_final=final))
     if error.status == HTTPStatus.FORBIDDEN or error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return RefusedError(Trouble(f"{resource.kind}NotCreated", error.message, is_final=False))
+        return RefusedError(Trouble(passing, error.message, is_final=False))
     return error
 
 
+def _is_of_spec(error: ApiError) -> bool:
+    """Tell whether the server found the training's spec wrong: that alone does not change."""
+    if any(word in error.message for word in _POLICIES):
+        return False
+    return _UNREADABLE in error.message or any(_FROM_SPEC.match(field) for field in error.fields)
+
+
 def _event(snapshot: Snapshot, note: Note, *, now: datetime) -> Object:
-    data = metadata(snapshot.training)
-    cause = f"{snapshot.uid} {data['resourceVersion']} {note.reason}"
+    cause = f"{snapshot.uid} {note.cause}"
     time = now.strftime("%Y-%m-%dT%H:%M:%SZ")
     return {
         "apiVersion": "v1",

@@ -127,5 +127,7 @@ def _answer(status: int, data: bytes) -> Object:
     if not isinstance(parsed, dict):
         raise ApiError(status, "Unintelligible", data[:200].decode(errors="replace"))
     if status >= 400:
-        raise ApiError(status, str(parsed.get("reason") or "Unknown"), str(parsed.get("message") or ""))
+        causes = (parsed.get("details") or {}).get("causes") or ()
+        fields = tuple(str(cause["field"]) for cause in causes if cause.get("field"))
+        raise ApiError(status, str(parsed.get("reason") or "Unknown"), str(parsed.get("message") or ""), fields=fields)
     return parsed

@@ -14,7 +14,7 @@ from datetime import datetime
 from darkroom_operator.cache import Cache
 from darkroom_operator.client import ApiError
 from darkroom_operator.config import Config
-from darkroom_operator.decide.snapshot import Plan, Snapshot, Trouble
+from darkroom_operator.decide.snapshot import CreateJob, Plan, Snapshot, Trouble
 from darkroom_operator.decide.training import decide
 from darkroom_operator.execute import Executor, RefusedError
 from darkroom_operator.metrics import Metrics
@@ -89,14 +89,23 @@ class Reconciler:
             del self._troubles[key]  # what was refused is not wanted any more
             snapshot = replace(snapshot, trouble=None)
             plan = decide(snapshot, self._config, self._clock())
-        if plan.actions:
+        if _makes_again(snapshot, plan):
+            await self._executor.look_for_pods(snapshot)
+            snapshot = self._look(key) or snapshot
+            plan = decide(snapshot, self._config, self._clock())
+        acted = plan.actions
+        if acted:
             await self._act(snapshot, plan)
             snapshot = self._look(key)
             if snapshot is None:
                 return True
             plan = decide(snapshot, self._config, self._clock())  # the status tells what is true now
         self._poller.aim(key, plan.poll)
-        return await self._publish(snapshot, plan)
+        if not any(action in acted for action in plan.actions):
+            return await self._publish(snapshot, plan)
+        # What is still wanted after it was done had no effect; done again at once it would have none either.
+        await self._publish(snapshot, replace(plan, actions=()))
+        return False
 
     def _look(self, key: Key) -> Snapshot | None:
         snapshot = self._cache.snapshot(key)
@@ -128,3 +137,9 @@ class Reconciler:
         if plan.actions or plan.status_patch:
             self._queue.add(snapshot.key)  # what was written may be the ground for more
         return True
+
+
+def _makes_again(snapshot: Snapshot, plan: Plan) -> bool:
+    """Tell whether a Job is to be made that was there before, perhaps with a pod that is still there."""
+    had_job = bool((snapshot.training.get("status") or {}).get("jobName"))
+    return had_job and any(isinstance(action, CreateJob) for action in plan.actions)

@@ -14,11 +14,13 @@ from typing import Final
 from darkroom_api.names import LABEL_RUN
 from darkroom_operator.cache import Cache
 from darkroom_operator.client import UNREACHABLE, ApiError, KubeClient
-from darkroom_operator.objects import CONFIG_MAPS, JOBS, PODS, TRAININGS, Key, Resource
+from darkroom_operator.objects import CONFIG_MAPS, JOBS, PODS, TRAININGS, WATCHED, Key, Resource
 
 logger = logging.getLogger(__name__)
 START_PATIENCE: Final = 60.0
 """Seconds that the API server may be away at the start before the process gives up and is restarted."""
+_PASSING: Final = frozenset({UNREACHABLE, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.GONE, HTTPStatus.TOO_MANY_REQUESTS})
+"""A server that is starting or busy, and a list that took so long that its next page is gone."""
 RETRY_PAUSE: Final = 2.0
 _ORDER: Final = (TRAININGS, CONFIG_MAPS, JOBS, PODS)
 """Pods last: a pod that outlives its deleted Job is then certainly seen."""
@@ -46,6 +48,7 @@ class Resync:
         self._interval = interval
         self._enqueue = enqueue
         self._last: float | None = None
+        self._unwatched = {(resource, scope) for resource in WATCHED for scope in self._scopes}
         self._requested: set[tuple[Resource, str | None]] = set()
         self._wake = asyncio.Event()
 
@@ -53,6 +56,9 @@ class Resync:
         """Tell why the cache cannot be relied on, or None."""
         if self._last is None:
             return "the cache is not synced yet"
+        if self._unwatched:
+            kinds = {resource.plural for resource, _ in self._unwatched}
+            return f"no watch has begun yet for {', '.join(sorted(kinds))}"
         return f"the last full list is {self.age():.0f} s old" if self.age() > 2.5 * self._interval else None
 
     def age(self) -> float:
@@ -81,6 +87,11 @@ class Resync:
                 break
         for key in self._cache.training_keys():
             self._enqueue(key)
+
+    def watched(self, resource: Resource, scope: str | None) -> None:
+        """Take note that a watch has begun, and have its type listed: a deletion just before is in neither else."""
+        self._unwatched.discard((resource, scope))
+        self.request(resource, scope)
 
     def request(self, resource: Resource, scope: str | None) -> None:
         """Have a type listed soon."""
@@ -138,4 +149,5 @@ def _explain(error: ApiError) -> str | None:
         )
     if error.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
         return f"the operator's account lacks a permission: {error.message}; grant the rules of charts/darkroom"
-    return None if error.status == UNREACHABLE or error.status >= HTTPStatus.INTERNAL_SERVER_ERROR else str(error)
+    passes = error.status in _PASSING or error.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    return None if passes else str(error)

@@ -83,14 +83,23 @@ class Operator:
         endless = [self._reconciler.work() for _ in range(self._config.workers)]
         endless += [self.resync.run(), self._poller.run()]
         tasks = {asyncio.create_task(coroutine) for coroutine in endless}
-        watching = asyncio.create_task(watch(self._config, self.cache, self.queue.add, began=self.resync.request))
+
+        def stop() -> None:
+            for task in tasks:
+                task.cancel()
+
+        watching = asyncio.create_task(
+            watch(self._config, self.cache, self.queue.add, began=self.resync.request, ending=stop)
+        )
         try:
             done, _ = await asyncio.wait({*tasks, watching}, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
-                task.result()  # raises what ended it; only a signal ends the watches without an error
+                if not task.cancelled():
+                    task.result()  # raises what ended it; none ends by itself
+            await watching  # asked to stop, kopf ends its watches after our tasks
         finally:
-            for task in {*tasks, watching}:
-                task.cancel()
+            stop()
+            watching.cancel()
             await asyncio.gather(*tasks, watching, return_exceptions=True)
 
     def _measure(self) -> None:

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import kopf
+from kopf._core.engines.peering import Identity
 
 from darkroom_api.names import LABEL_RUN
 from darkroom_operator.cache import Cache
@@ -93,7 +94,11 @@ def _session(info: kopf.ConnectionInfo, tracer: _Tracer) -> kopf.AiohttpSession:
 
 
 def registry(
-    cache: Cache, enqueue: Callable[[Key], None], *, began: Callable[[Resource, str | None], None]
+    cache: Cache,
+    enqueue: Callable[[Key], None],
+    *,
+    began: Callable[[Resource, str | None], None],
+    ending: Callable[[], None],
 ) -> kopf.OperatorRegistry:
     """Return the handlers."""
     handlers = kopf.OperatorRegistry()
@@ -113,6 +118,10 @@ def registry(
             return None
         refused[:] = [info]
         return _session(_without_dns(info, os.environ), tracer)
+
+    @kopf.on.cleanup(registry=handlers)
+    async def clean_up(**_: Any) -> None:
+        ending()  # kopf waits five seconds for whatever runs on after this
 
     @kopf.on.event(TRAININGS.group, TRAININGS.version, TRAININGS.plural, registry=handlers)
     async def training(event: kopf.RawEvent, **_: Any) -> None:
@@ -134,7 +143,12 @@ def registry(
 
 
 async def watch(
-    config: Config, cache: Cache, enqueue: Callable[[Key], None], *, began: Callable[[Resource, str | None], None]
+    config: Config,
+    cache: Cache,
+    enqueue: Callable[[Key], None],
+    *,
+    began: Callable[[Resource, str | None], None],
+    ending: Callable[[], None],
 ) -> None:
     """Watch until a signal asks to stop; raise when a watch is lost for good.
 
@@ -143,10 +157,12 @@ async def watch(
         cache: What is fed.
         enqueue: Called with each key to look at.
         began: Called with a type and a namespace, or None for all, when a watch begins after a list.
+        ending: Called when the watches are about to end, for whatever reason.
     """
     await kopf.operator(
-        registry=registry(cache, enqueue, began=began),
+        registry=registry(cache, enqueue, began=began, ending=ending),
         settings=settings(),
+        identity=Identity("darkroom-operator"),  # else kopf looks up the user's name, which a pod's uid need not have
         standalone=True,
         clusterwide=not config.namespaces,
         namespaces=config.namespaces,

@@ -39,15 +39,8 @@ def of_attempt(attempt: Attempt) -> Failure | None:
     if not attempt.is_finished or attempt.succeeded:
         return None
     ending = attempt.ending
-    if ending and (told := _told_by_trainer(attempt.pod, ending)):
-        return told
-    if ending and ending.reason == "OOMKilled":
-        return make(
-            FailureReason.HOST_OUT_OF_MEMORY,
-            "The container was killed since it used more memory than compute.resources.limits.memory allows.",
-            exit_code=ending.exit_code,
-            pod=attempt.pod,
-        )
+    if found := _outgrown(attempt) or (ending and _told_by_trainer(attempt.pod, ending)):
+        return found
     if attempt.disruption:
         exit_code = ending.exit_code if ending else None
         return make(FailureReason.PREEMPTED, attempt.disruption, exit_code=exit_code, pod=attempt.pod)
@@ -57,13 +50,26 @@ def of_attempt(attempt: Attempt) -> Failure | None:
 
 
 def of_job(failed: Object, *, last: Attempt | None, recorded: Failure | None) -> Failure:
-    """Tell why a Job failed for good.
+    """Tell why a Job failed for good; that it goes on by itself is said of no such end.
 
     Args:
         failed: The Job's condition Failed.
         last: The last attempt, if it is still known.
         recorded: What the status says of the last attempt, for when its pod is gone.
     """
+    found = _cause(failed, last=last, recorded=recorded)
+    if found.reason != FailureReason.PREEMPTED:
+        return found
+    return found.model_copy(
+        update={
+            "reason": FailureReason.INTERNAL_ERROR,
+            "message": f"{found.message.rstrip('.')}; no retry was left."[:_MESSAGE_LENGTH],
+            "advice": "Find out what takes the pods away, and apply under a new name with a higher backoffLimit.",
+        }
+    )
+
+
+def _cause(failed: Object, *, last: Attempt | None, recorded: Failure | None) -> Failure:
     reason = failed.get("reason") or ""
     message = failed.get("message") or "The Job failed."
     if reason == "DeadlineExceeded":
@@ -74,6 +80,21 @@ def of_job(failed: Object, *, last: Attempt | None, recorded: Failure | None) ->
     if found := re.search(r"pod (?:\S+/)?(\S+) failed with exit code (\d+)", message):
         return _by_exit_code(int(found[2]), pod=found[1])
     return recorded or make(FailureReason.INTERNAL_ERROR, f"{reason}: {message}" if reason else message)
+
+
+def _outgrown(attempt: Attempt) -> Failure | None:
+    """Tell which of its own limits the pod was killed for, if it was."""
+    if attempt.overuse:
+        return make(FailureReason.SCRATCH_FULL, attempt.overuse, pod=attempt.pod)
+    ending = attempt.ending
+    if not ending or ending.reason != "OOMKilled" or (ending.result and ending.result.failure):
+        return None
+    return make(
+        FailureReason.HOST_OUT_OF_MEMORY,
+        "The container was killed since it used more memory than compute.resources.limits.memory allows.",
+        exit_code=ending.exit_code,
+        pod=attempt.pod,
+    )
 
 
 def _told_by_trainer(pod: str, ending: Ending) -> Failure | None:

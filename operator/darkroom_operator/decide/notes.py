@@ -14,16 +14,19 @@ def notes(before: TrainingStatus, after: TrainingStatus) -> tuple[Note, ...]:
     if after.phase is None or ready is None:
         return ()
     previous = _ready(before.conditions)
+    # Ready stays False from Running to Pending and back, so the pod tells one such transition from the next.
+    pod = after.last_attempt.pod if after.last_attempt else ""
+    cause = f"{after.phase} {ready.reason} {previous.last_transition_time if previous else ''} {pod}"
     if before.phase != after.phase:
         is_bad = after.phase == Phase.FAILED or _is_stuck(after)
-        return (_note(ready, is_bad=is_bad),)
+        return (_note(ready, is_bad=is_bad, cause=cause),)
     if _is_stuck(after) and previous and previous.reason != ready.reason:
-        return (_note(ready, is_bad=True),)
+        return (_note(ready, is_bad=True, cause=cause),)
     return ()
 
 
-def _note(ready: Condition, *, is_bad: bool) -> Note:
-    return Note("Warning" if is_bad else "Normal", ready.reason, ready.message[:1024])
+def _note(ready: Condition, *, is_bad: bool, cause: str) -> Note:
+    return Note("Warning" if is_bad else "Normal", ready.reason, ready.message[:1024], cause)
 
 
 def _ready(conditions: Sequence[Condition]) -> Condition | None:

@@ -7,21 +7,19 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
-from darkroom_api.failures import FailureReason
+from darkroom_api.failures import NEVER_RETRIED, FailureReason
 from darkroom_api.lora_training import LoraTrainingSpec
-from darkroom_api.status import Failure, Phase, TrainingStatus
+from darkroom_api.status import TERMINAL_PHASES, Failure, Phase, TrainingStatus
 from darkroom_operator.config import Config
-from darkroom_operator.decide import failures
+from darkroom_operator.decide import failures, waiting
 from darkroom_operator.decide.children import config_map, run_plan
 from darkroom_operator.decide.job import final_condition, is_queued_by_kueue, job, wanted_changes
-from darkroom_operator.decide.pods import Attempt, live
+from darkroom_operator.decide.pods import Attempt, live, strangers
 from darkroom_operator.decide.snapshot import Action, CreateConfigMap, CreateJob, DeleteJob, PatchJob, Snapshot
 from darkroom_operator.objects import Object, condition, is_deleting, metadata, parse_time
 
 SETTLING: Final = timedelta(seconds=5)
 """How long a finished Job's last pod may be missing from the cache: its event travels on another watch."""
-POD_EXPECTED: Final = timedelta(seconds=120)
-"""How long a Job may be without a pod before that is worth a word: the Job controller works off a thousand at 20/s."""
 REFERENCE_CHECK: Final = 60.0
 STARTING: Final = "The pod starts."
 """Said of a pod that is being created as well, since the difference would cost a write for every run."""
@@ -85,12 +83,32 @@ def failed(failure: Failure, *, ended: datetime | None, actions: tuple[Action, .
     )
 
 
+def unreadable(status: TrainingStatus, *, message: str) -> Outlook:
+    """Return the outlook of a run whose Job goes on while its spec cannot be read."""
+    return Outlook(
+        phase=status.phase or Phase.PENDING,
+        reason=FailureReason.INVALID_SPEC,
+        message=message,
+        is_progressing=False,
+        failure=status.failure,
+    )
+
+
 def _without_trouble(situation: Situation) -> Outlook:
     if name := situation.spec.dataset.name:
         return _waiting(name)
-    if situation.snapshot.job is None:
-        return _without_job(situation)
-    return _with_job(situation, situation.snapshot.job)
+    job = situation.snapshot.job
+    outlook = _without_job(situation) if job is None else _with_job(situation, job)
+    if outlook.phase not in TERMINAL_PHASES and (wait := waiting.for_end(situation.attempts)):
+        return _bounded(outlook, wait, now=situation.now)
+    return outlook
+
+
+def _bounded(outlook: Outlook, wait: waiting.Wait, *, now: datetime) -> Outlook:
+    """Return the outlook until a wait's bound, and from then on what a person should look at."""
+    if left := wait.left(now):
+        return replace(outlook, requeue_after=min(left, outlook.requeue_after or left))
+    return replace(outlook, reason=wait.reason, message=wait.message, is_progressing=False)
 
 
 def _waiting(name: str) -> Outlook:
@@ -115,6 +133,8 @@ def _without_job(situation: Situation) -> Outlook:
     if still := live(situation.attempts):
         message = f"Waiting for pod {still[-1].pod} of the deleted Job to end: two pods never write at once."
         return _paused(spec, Outlook(phase=Phase.PENDING, reason="PreviousPodStopping", message=message))
+    if foreign := strangers(snapshot):
+        return _beside(foreign[-1], recorded=situation.status.failure)
     if spec.suspend:
         return _suspended()
     return Outlook(
@@ -123,6 +143,17 @@ def _without_job(situation: Situation) -> Outlook:
         message="The Job is being created.",
         failure=situation.status.failure,
         actions=(*_plan_if_missing(situation), CreateJob(job(snapshot, spec, situation.config))),
+    )
+
+
+def _beside(stranger: Attempt, *, recorded: Failure | None) -> Outlook:
+    return Outlook(
+        phase=Phase.PENDING,
+        reason="OrphanedPod",
+        message=f"Pod {stranger.pod} has this run's label and no Job of the run controls it; two pods never write at "
+        f"once. The run goes on when it has ended; to end it: 'kubectl delete pod {stranger.pod}'.",
+        is_progressing=False,
+        failure=recorded,
     )
 
 
@@ -177,7 +208,7 @@ def _suspending(situation: Situation, present: Object) -> Outlook:
     is_over = condition(present, "Suspended") and not status.get("active") and not status.get("terminating")
     if is_over and not live(situation.attempts):
         return _suspended()
-    is_running = any(attempt.is_running for attempt in live(situation.attempts))
+    is_running = any(attempt.running_since for attempt in live(situation.attempts))
     return Outlook(
         phase=Phase.RUNNING if is_running else Phase.PENDING, reason="Suspending", message="The pod saves its state."
     )
@@ -190,13 +221,13 @@ def _ended(situation: Situation, present: Object, *, final: Object) -> Outlook:
     is_told = last is not None and last.is_finished and last.succeeded == is_complete
     age = situation.now - ended if ended else SETTLING
     if not is_told and age < SETTLING and final.get("reason") != "DeadlineExceeded":
-        waiting = (SETTLING - age).total_seconds()
+        left = (SETTLING - age).total_seconds()
         return Outlook(
             phase=situation.status.phase or Phase.PENDING,
             reason="Finishing",
             message="The Job has ended.",
             failure=situation.status.failure,
-            requeue_after=min(waiting, SETTLING.total_seconds()),
+            requeue_after=min(left, SETTLING.total_seconds()),
         )
     if is_complete:
         return _succeeded(ended)
@@ -216,9 +247,16 @@ def _active(situation: Situation, present: Object, *, is_queued: bool) -> Outloo
     if last is None or (last.is_finished and not last.succeeded):
         return _between_attempts(situation, present, last)
     recorded = situation.status.failure
-    if last.is_running or last.is_finished:
+    if last.ending:
+        return _finishing(recorded)
+    if last.is_running:
         reason = "Stopping" if last.is_deleting else "Running"
         return Outlook(phase=Phase.RUNNING, reason=reason, message=f"Pod {last.pod} runs.", failure=recorded)
+    return _starting(situation, last)
+
+
+def _starting(situation: Situation, last: Attempt) -> Outlook:
+    recorded = situation.status.failure
     if last.hindrance:
         return Outlook(
             phase=Phase.PENDING,
@@ -227,7 +265,14 @@ def _active(situation: Situation, present: Object, *, is_queued: bool) -> Outloo
             is_progressing=False,
             failure=recorded,
         )
-    return Outlook(phase=Phase.PENDING, reason="Starting", message=STARTING, failure=recorded)
+    bundle = situation.spec.storage.ca_bundle
+    wait = waiting.for_container(last, ca_bundle=bundle.config_map_name if bundle else None)
+    starting = Outlook(phase=Phase.PENDING, reason="Starting", message=STARTING, failure=recorded)
+    return _bounded(starting, wait, now=situation.now)
+
+
+def _finishing(failure: Failure | None, message: str = "The trainer has ended.") -> Outlook:
+    return Outlook(phase=Phase.RUNNING, reason="Finishing", message=message, failure=failure)
 
 
 def _between_attempts(situation: Situation, present: Object, last: Attempt | None) -> Outlook:
@@ -237,24 +282,14 @@ def _between_attempts(situation: Situation, present: Object, last: Attempt | Non
     failure = (failures.of_attempt(last) if last else None) or situation.status.failure
     if present["spec"].get("suspend"):
         return Outlook(phase=Phase.PENDING, reason="Resuming", message="The Job is being resumed.", failure=failure)
+    if last and failure and failure.exit_code in NEVER_RETRIED:
+        return _finishing(failure, f"The trainer ended: {failure.message}")
+    outlook = Outlook(phase=Phase.PENDING, reason="Starting", message=STARTING, failure=failure)
     if last and failure:
-        message = f"The last attempt ended: {failure.message} The next one starts by itself."
-        return Outlook(phase=Phase.PENDING, reason=failure.reason, message=message, failure=failure)
-    created = parse_time(metadata(present).get("creationTimestamp")) or situation.now
-    left = (created + POD_EXPECTED - situation.now).total_seconds()
-    if left > 0 or situation.status.attempts:
-        return Outlook(
-            phase=Phase.PENDING,
-            reason="Starting",
-            message=STARTING,
-            failure=failure,
-            requeue_after=max(left, 1.0) if not situation.status.attempts else None,
-        )
-    return Outlook(
-        phase=Phase.PENDING,
-        reason="PodNotCreated",
-        message=f"The Job cannot create its pod; 'kubectl describe job {situation.snapshot.child}' says why "
-        "(a quota, a policy, or a missing service account).",
-        is_progressing=False,
-        failure=failure,
-    )
+        more = "" if failure.reason == FailureReason.PREEMPTED else ", while backoffLimit allows"
+        message = f"The last attempt ended: {failure.message} The next one starts by itself{more}."
+        outlook = replace(outlook, reason=failure.reason, message=message)
+    heard = situation.status.progress.last_updated_time if situation.status.progress else None
+    attempted = max(situation.status.attempts, len(situation.attempts))
+    wait = waiting.for_pod(present, situation.attempts, attempted=attempted, heard=heard)
+    return _bounded(outlook, wait, now=situation.now)

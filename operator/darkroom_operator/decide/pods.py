@@ -18,6 +18,11 @@ _IMAGE_PULL = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
 )
 _CONFIG_ERROR = "CreateContainerConfigError"
+_OVERUSE = re.compile(
+    r"Usage of EmptyDir volume .* exceeds the limit|ephemeral local storage usage exceeds the total limit"
+    r"|exceeded its local ephemeral storage limit"
+)
+"""How a kubelet words that a pod outgrew limits of its own; a full node it words otherwise."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +57,25 @@ class Attempt:
     is_finished: bool
     """Nothing of it writes any more: it ended or is gone."""
     is_deleting: bool
+    ends_by: datetime | None
+    """When it must have ended that was asked to stop."""
+    is_prepared: bool
+    """Its volumes and its network are there."""
     disruption: str | None
     """Why the cluster took the pod away, if it did."""
+    overuse: str | None
+    """Which limit of its own on local storage the pod outgrew, if it did."""
     ending: Ending | None
     hindrance: Hindrance | None
 
     @property
     def succeeded(self) -> bool:
         return self.ending is not None and self.ending.exit_code == 0
+
+
+def strangers(snapshot: Snapshot) -> list[Attempt]:
+    """Return the unfinished pods that carry the run's label but are of no Job of it: they may write all the same."""
+    return live(_attempt(pod, snapshot.run, is_gone=False) for pod in snapshot.strangers)
 
 
 def attempts(snapshot: Snapshot) -> list[Attempt]:
@@ -93,7 +109,10 @@ def _attempt(pod: Object, run: str, *, is_gone: bool) -> Attempt:
         is_running=bool(running) and phase == "Running" and not is_gone,
         is_finished=is_gone or phase in {"Succeeded", "Failed"},
         is_deleting=is_deleting(pod),
+        ends_by=parse_time(metadata(pod).get("deletionTimestamp")),
+        is_prepared=condition(pod, "PodReadyToStartContainers") is not None,
         disruption=_disruption(pod),
+        overuse=_overuse(pod),
         ending=_ending(terminated, run),
         hindrance=_hindrance(pod, state.get("waiting") or {}),
     )
@@ -128,6 +147,12 @@ def _disruption(pod: Object) -> str | None:
     if status.get("reason") in {"Evicted", "Preempting", "NodeShutdown", "NodeLost", "Terminated", "Shutdown"}:
         return str(status.get("message") or status["reason"])
     return None
+
+
+def _overuse(pod: Object) -> str | None:
+    status = pod.get("status") or {}
+    message = str(status.get("message") or "").strip()
+    return message if status.get("reason") == "Evicted" and _OVERUSE.search(message) else None
 
 
 def _hindrance(pod: Object, waiting: Object) -> Hindrance | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from darkroom_api.layout import checkpoint_directory, sample_file, samples_directory, weights_file
 from darkroom_api.lora_training import LoraTrainingSpec
@@ -13,6 +14,10 @@ from darkroom_api.progress import CheckpointRecord, Plan, Progress, Stage
 from darkroom_api.status import MAXIMUM_CHECKPOINTS, CheckpointStatus, Phase, ProgressStatus, TrainingStatus
 from darkroom_operator.decide.pods import Attempt, Ending
 from darkroom_operator.decide.snapshot import Observation
+
+MAXIMUM_SAMPLES: Final = 256
+"""Addresses of sample pictures that a status lists, over all checkpoints; those of older epochs lie in the store."""
+_BEFORE_TRAINING: Final = frozenset({Stage.STARTING, Stage.FETCHING, Stage.INSPECTING, Stage.CACHING, Stage.RESUMING})
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ def _says_the_same(recorded: ProgressStatus | None, latest: ProgressStatus | Non
 def _progress(sources: Sources, plan: Plan | None, *, epochs: int) -> ProgressStatus | None:
     latest = sources.status.progress
     if heard := sources.heard:
-        latest = _of_report(heard.progress, plan, received=heard.received)
+        latest = _resumed(latest, _of_report(heard.progress, plan, received=heard.received))
     word = sources.last_word
     if not word or not word.result:
         return latest
@@ -114,6 +119,15 @@ def _progress(sources: Sources, plan: Plan | None, *, epochs: int) -> ProgressSt
     return latest.model_copy(
         update={"epoch": epoch, "step": step, "total_steps": total, "percentage": _percentage(step, total)}
     )
+
+
+def _resumed(recorded: ProgressStatus | None, told: ProgressStatus) -> ProgressStatus:
+    """Keep the recorded steps while a new pod prepares itself: it counts from 0 until it has read the saved state."""
+    if recorded is None or told.step or told.stage not in _BEFORE_TRAINING:
+        return told
+    update = {name: getattr(told, name) for name in ("stage", "total_steps", "last_updated_time")}
+    update["percentage"] = _percentage(recorded.step, told.total_steps)
+    return recorded.model_copy(update=update | {"steps_per_second": None, "estimated_remaining_seconds": None})
 
 
 def _of_report(report: Progress, plan: Plan | None, *, received: datetime) -> ProgressStatus:
@@ -163,7 +177,16 @@ def _checkpoints(sources: Sources, plan: RunPlan) -> list[CheckpointStatus]:
     for record in _records(sources):
         if record.epoch <= plan.spec.training.epochs:
             merged[record.epoch] = _address(record, plan)
-    return [merged[epoch] for epoch in sorted(merged)][-MAXIMUM_CHECKPOINTS:]
+    return _bounded([merged[epoch] for epoch in sorted(merged)][-MAXIMUM_CHECKPOINTS:])
+
+
+def _bounded(checkpoints: list[CheckpointStatus]) -> list[CheckpointStatus]:
+    """Keep the newest pictures' addresses only: all of them can be more than an object in etcd may weigh."""
+    listed, kept = 0, list[CheckpointStatus]()
+    for entry in reversed(checkpoints):
+        listed += len(entry.samples)
+        kept.append(entry if listed <= MAXIMUM_SAMPLES else entry.model_copy(update={"samples": []}))
+    return kept[::-1]
 
 
 def _records(sources: Sources) -> Iterable[CheckpointRecord]:

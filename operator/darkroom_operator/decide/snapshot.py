@@ -41,6 +41,8 @@ class Snapshot:
     job: Object | None = None
     config_map: Object | None = None
     pods: tuple[Object, ...] = ()
+    strangers: tuple[Object, ...] = ()
+    """Pods with the run's label that the run's Job does not control, such as those of a Job deleted without them."""
     departed_pods: tuple[Object, ...] = ()
     """Last states of pods that are gone."""
     observation: Observation | None = None
@@ -121,6 +123,8 @@ class Note:
     kind: Literal["Normal", "Warning"]
     reason: str
     message: str
+    cause: str
+    """The transition that it tells of: the same again when the decision is made again."""
 
 
 @dataclass(frozen=True)

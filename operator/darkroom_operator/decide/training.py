@@ -16,8 +16,9 @@ from darkroom_operator.decide.children import run_plan
 from darkroom_operator.decide.conditions import conditions
 from darkroom_operator.decide.job import final_condition, wanted_ttl
 from darkroom_operator.decide.notes import notes
-from darkroom_operator.decide.outlook import Outlook, Situation, failed, look
+from darkroom_operator.decide.outlook import Outlook, Situation, failed, look, unreadable
 from darkroom_operator.decide.pods import Attempt, attempts
+from darkroom_operator.decide.reading import read_known
 from darkroom_operator.decide.reports import Reports, Sources, collect
 from darkroom_operator.decide.snapshot import Action, DeleteJob, PatchJob, Plan, PodAddress, Snapshot
 from darkroom_operator.decide.status import count_attempts, patch_between, read_status
@@ -36,7 +37,7 @@ def decide(snapshot: Snapshot, config: Config, now: datetime) -> Plan:
     if status.phase in TERMINAL_PHASES:
         return _after_the_end(snapshot, status)
     try:
-        spec = LoraTrainingSpec.model_validate(snapshot.training["spec"])
+        spec = read_known(LoraTrainingSpec, snapshot.training["spec"])
     except ValidationError as error:
         return _invalid(snapshot, status, problem=explain(error, "spec"), now=now)
     return _going_on(Situation(snapshot, spec, status, attempts=attempts(snapshot), config=config, now=now))
@@ -56,8 +57,15 @@ def _after_the_end(snapshot: Snapshot, status: TrainingStatus) -> Plan:
 
 
 def _invalid(snapshot: Snapshot, status: TrainingStatus, *, problem: str, now: datetime) -> Plan:
-    """Fail a run whose spec the server let through but the models do not."""
-    outlook = failed(failures.make(FailureReason.INVALID_SPEC, problem), ended=now)
+    """Fail a run whose spec the server let through but the models do not.
+
+    With a Job it has been understood before, so it is this operator that is too old: the run goes on, and that shows.
+    """
+    if snapshot.job is not None or status.job_name:
+        message = f"{problem}\nThe run goes on; this release of the operator cannot read its spec."
+        outlook = unreadable(status, message=message)
+    else:
+        outlook = failed(failures.make(FailureReason.INVALID_SPEC, problem), ended=now)
     after = _standing(snapshot, status, outlook, now=now)
     return Plan(events=notes(status, after), status_patch=patch_between(status, after))
 

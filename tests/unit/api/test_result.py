@@ -60,7 +60,7 @@ def test_foreign_text_is_no_result() -> None:
 
 def test_every_reason_has_advice_and_every_pod_reason_an_exit_code() -> None:
     assert set(ADVICE) == set(FailureReason)
-    seen_from_outside = {"DeadlineExceeded", "HostOutOfMemory", "ImagePull", "Unschedulable"}
+    seen_from_outside = {"DeadlineExceeded", "HostOutOfMemory", "ImagePull", "ScratchFull", "Unschedulable"}
     assert set(FailureReason) - set(EXIT_CODES) == seen_from_outside
 
 

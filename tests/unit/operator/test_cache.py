@@ -65,6 +65,18 @@ def test_objects_that_only_look_like_ours_are_not() -> None:
     assert snapshot
     assert snapshot.job is None
     assert snapshot.pods == ()
+    assert [pod["metadata"]["name"] for pod in snapshot.strangers] == ["stranger"]  # it may write all the same
+
+
+def test_an_adopted_object_is_there_though_it_was_taken_for_deleted() -> None:
+    cache = filled()
+    cache.remove(JOBS, at(25, job()))
+    assert cache.put(JOBS, at(26, job())) == set()
+    assert cache.adopt(JOBS, at(26, job())) == {ANNA}
+    snapshot = cache.snapshot(ANNA)
+    assert snapshot
+    assert snapshot.job
+    assert cache.put(JOBS, at(27, job(suspend=True))) == {ANNA}
 
 
 def test_a_list_removes_what_a_watch_missed() -> None:

@@ -41,6 +41,13 @@ def kueue_job(**values: Any) -> dict[str, Any]:
     return made
 
 
+def ending(exit_code: int) -> dict[str, Any]:
+    """A pod whose container has ended, while the kubelet has not drawn the conclusion yet."""
+    made = ended(exit_code)
+    made["status"]["phase"] = "Running"
+    return made
+
+
 STUCK = pod(
     phase="Pending",
     started=False,
@@ -69,7 +76,13 @@ SECRET = pod(
         (snapshot(job=job(), pods=(ended(70),)), "Pending", "InternalError"),
         (snapshot(job=job(), departed_pods=(running(),)), "Pending", "Preempted"),
         (snapshot(job=job(), pods=(ended(70), running("pod-b", age=20))), "Running", "Running"),
-        (snapshot(job=job(), pods=(ended(0),)), "Running", "Running"),
+        (snapshot(job=job(), pods=(ended(0),)), "Running", "Finishing"),
+        (snapshot(job=job(), pods=(ending(0),)), "Running", "Finishing"),
+        (snapshot(job=job(), pods=(ending(70),)), "Running", "Finishing"),
+        (snapshot(job=job(), pods=(ended(65),)), "Running", "Finishing"),
+        (snapshot(training=training(suspend=True), job=job(), pods=(ending(75),)), "Running", "Suspending"),
+        (snapshot(strangers=(running("orphan"),)), "Pending", "OrphanedPod"),
+        (snapshot(strangers=(ended(0, "orphan"),)), "Pending", "Creating"),
         (snapshot(job=job(suspend=True)), "Pending", "Resuming"),
         (snapshot(job=kueue_job(suspend=True)), "Queued", "Queued"),
         (snapshot(job=job(deleting=True), pods=(running(deleting=True),)), "Pending", "JobDeleting"),
@@ -193,6 +206,28 @@ def test_a_spec_that_only_the_models_refuse_fails_with_path_given_and_allowed() 
     assert decide(replace(after, job=job()), CONFIG, NOW).actions == (DeleteJob(CHILD, JOB_UID),)
 
 
+def test_fields_of_a_newer_release_are_ignored() -> None:
+    newer = training()
+    newer["spec"] |= {"future": {"x": 1}, "compute": newer["spec"]["compute"] | {"gpuSharing": "MPS"}}
+    newer["spec"]["training"]["optimizer"]["newKnob"] = 0.5
+    assert decide(snapshot(training=newer), CONFIG, NOW).actions == decide(snapshot(), CONFIG, NOW).actions
+    assert newer["spec"]["compute"]["gpuSharing"] == "MPS"  # what the cache holds is left as it is
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_spec_that_cannot_be_read_any_more_ends_no_run(is_there: bool) -> None:
+    before = decided(snapshot(job=job(), pods=(running(),)))
+    newer = before.training | {"spec": before.training["spec"] | {"network": {"type": "Future"}}}
+    case = replace(before, training=newer, job=before.job if is_there else None)
+    assert decide(case, CONFIG, NOW).actions == ()
+    after = decided(case)
+    assert status(after)["phase"] == "Running"
+    assert condition(after, "Ready")["reason"] == FailureReason.INVALID_SPEC
+    assert condition(after, "Progressing")["status"] == "False"
+    assert condition(after, "Stalled") == {}
+    assert "spec.network.type" in condition(after, "Ready")["message"]
+
+
 @pytest.mark.parametrize("ending", [COMPLETE, (("Failed", "PodFailurePolicy"),)])
 def test_an_end_is_latched_whatever_happens_to_the_job(ending: tuple[tuple[str, str], ...]) -> None:
     over = decided(snapshot(job=job(conditions=ending), pods=(ended(0 if ending is COMPLETE else 65),)))
@@ -212,6 +247,70 @@ def test_transition_times_change_only_when_a_status_flips() -> None:
         now=NOW + timedelta(seconds=90),
     )
     assert condition(over, "Ready")["lastTransitionTime"] == stamp(90)
+
+
+def test_no_other_attempt_is_promised_where_none_follows() -> None:
+    never = decided(snapshot(job=job(), pods=(ended(65),)))
+    assert "next" not in condition(never, "Ready")["message"]
+    assert status(never)["failure"]["reason"] == FailureReason.DATASET_REJECTED
+    again = decided(snapshot(job=job(), pods=(ended(70),)))
+    assert "while backoffLimit allows" in condition(again, "Ready")["message"]
+
+
+def dead(name: str = "pod-a") -> dict[str, Any]:
+    made = running(name, deleting=True)
+    made["metadata"]["deletionTimestamp"] = stamp(-10)
+    return made
+
+
+CREATING = pod(phase="Pending", state={"waiting": {"reason": "ContainerCreating"}}, age=1)
+PREPARED = pod(
+    phase="Pending",
+    state={"waiting": {"reason": "ContainerCreating"}},
+    age=1,
+    conditions=[{"type": "PodReadyToStartContainers", "status": "True"}],
+)
+
+
+@pytest.mark.parametrize(
+    ("case", "bound", "reason", "words"),
+    [
+        (snapshot(job=job(age=1)), 119, "PodNotCreated", f"kubectl describe job {CHILD}"),
+        (snapshot(job=job(age=9000), pods=(ended(70),)), 720 - 31, "PodNotCreated", f"describe job {CHILD}"),
+        (snapshot(job=job(), pods=(CREATING,)), 120, "ContainerNotCreated", "kubectl describe pod pod-a"),
+        (snapshot(job=job(), pods=(PREPARED,)), 1800, "ContainerNotCreated", "image is large"),
+        (snapshot(job=job(), pods=(dead(),)), 290, "PodNotEnding", "kubectl describe pod pod-a"),
+        (snapshot(pods=(dead(),)), 290, "PodNotEnding", "--force"),
+    ],
+)
+def test_no_wait_looks_healthy_for_ever(case: Snapshot, bound: float, reason: str, words: str) -> None:
+    before, after = NOW + timedelta(seconds=bound - 1), NOW + timedelta(seconds=bound)
+    assert condition(decided(case, now=before), "Progressing")["status"] == "True"
+    assert decide(case, CONFIG, before).requeue_after == pytest.approx(1)
+    late = decided(case, now=after)
+    assert condition(late, "Progressing")["status"] == "False"
+    assert condition(late, "Ready")["reason"] == reason
+    assert words in condition(late, "Ready")["message"]
+    assert condition(late, "Stalled") == {}
+    assert decide(late, CONFIG, NOW + timedelta(hours=9)).status_patch == {}
+
+
+def test_a_container_that_waits_for_a_ca_bundle_names_its_config_map() -> None:
+    bundled = training(storage={"caBundle": {"configMapName": "studio-ca", "key": "ca.crt"}})
+    after = decided(snapshot(training=bundled, job=job(), pods=(CREATING,)), now=NOW + timedelta(seconds=125))
+    assert "'studio-ca'" in condition(after, "Progressing")["message"]
+
+
+def test_an_event_has_the_same_cause_when_the_decision_is_made_again() -> None:
+    case = snapshot(job=job(), pods=(running(),), config_map={})
+    moved = training()
+    moved["metadata"]["resourceVersion"] = "2"
+    first, again = decide(case, CONFIG, NOW), decide(replace(case, training=moved), CONFIG, NOW)
+    assert first.events == again.events
+    between = decided(replace(decided(case), pods=(ended(70),)))
+    second = decide(replace(between, pods=(ended(70), running("pod-b", age=9))), CONFIG, NOW)
+    assert [note.reason for note in second.events] == ["Running"]
+    assert second.events[0].cause != first.events[0].cause
 
 
 def test_events_come_on_transitions_only() -> None:

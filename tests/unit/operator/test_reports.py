@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import timedelta
 
@@ -67,6 +68,17 @@ def test_a_pod_that_resumes_takes_no_checkpoint_away() -> None:
     assert [entry["epoch"] for entry in status(decided(case))["checkpoints"]] == [1, 2]
 
 
+def test_a_pod_that_prepares_itself_to_go_on_takes_no_step_back() -> None:
+    before = going(step=42)
+    starting = observation("pod-b", stage=Stage.FETCHING, plan=None, epoch=0, step=0)
+    later = NOW + timedelta(seconds=30)
+    after = decided(replace(before, pods=(running("pod-b", age=10),), observation=starting), now=later)
+    found = status(after)["progress"]
+    assert (found["stage"], found["epoch"], found["step"], found["percentage"]) == ("Fetching", 1, 42, 42)
+    anew = replace(after, observation=observation("pod-b", epoch=1, step=0, received=later + timedelta(seconds=9)))
+    assert status(decided(anew, now=later + timedelta(seconds=9)))["progress"]["step"] == 0
+
+
 def test_a_departed_pods_last_words_count() -> None:
     gone = ended(75, result=result(outcome="Preempted", step=17, epoch=1, checkpoints=[record(1)]), age=50)
     after = decided(replace(going(), pods=(), departed_pods=(gone,)))
@@ -119,6 +131,28 @@ def test_the_newest_64_checkpoints_are_kept() -> None:
         observation=observation(stage=Stage.TRAINING, checkpoints=[record(epoch) for epoch in range(1, 101)]),
     )
     assert [entry["epoch"] for entry in status(decided(case))["checkpoints"]] == list(range(37, 101))
+
+
+def test_a_status_with_all_it_can_hold_fits_into_etcd() -> None:
+    prompts, seeds = [f"prompt {number}" for number in range(16)], list(range(16))
+    case = snapshot(
+        training=training(
+            training={"epochs": 64},
+            samples={"prompts": prompts, "seeds": seeds},
+            output={"uri": "s3://studio/" + "/".join(["x" * 250] * 3)},
+        ),
+        job=job(),
+        pods=(running(),),
+        observation=observation(checkpoints=[record(epoch, samples=256) for epoch in range(1, 65)]),
+    )
+    after = decided(case)
+    listed = [len(entry["samples"]) for entry in status(after)["checkpoints"]]
+    assert listed == [0] * 63 + [256]
+    assert len(json.dumps(after.training)) < 2**19
+    assert decide(after, CONFIG, NOW).status_patch == {}
+    few = replace(case, training=training(samples={"prompts": prompts[:5], "seeds": seeds}))
+    few = replace(few, observation=observation(checkpoints=[record(epoch, samples=80) for epoch in range(1, 6)]))
+    assert [len(entry["samples"]) for entry in status(decided(few))["checkpoints"]] == [0, 0, 80, 80, 80]
 
 
 def test_attempts_are_counted_once() -> None:
