@@ -13,6 +13,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -49,23 +50,37 @@ def kubectl() -> str:
     return str(binaries.kubernetes_directory() / "kubectl")
 
 
-def api_server(kubeconfig: str) -> ApiServer:
-    """Return a client for a kubeconfig's current context."""
+def current_context(kubeconfig: str) -> str:
+    """Return the current context alone, as a kubeconfig with everything that it refers to inside."""
     command = [kubectl(), "config", "view", "--minify", "--flatten", "--raw", "--output=json"]
     environment = {**os.environ, "KUBECONFIG": kubeconfig}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if result.returncode:
         raise ClusterError(f"KUBECONFIG {kubeconfig}: {result.stderr.strip()}")
-    return ApiServer.from_kubeconfig(json.loads(result.stdout))
+    return result.stdout
+
+
+def _write_private(path: Path, content: str) -> None:
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600)
+    path.write_text(content)
 
 
 def reachable_address(server: str, environment: Mapping[str, str]) -> str:
     """Return this machine's address as the cluster sees it: the one from which it speaks to the API server."""
     given = environment.get("DARKROOM_HOST_ADDRESS")
     if given:
+        _require_own_ipv4(given)
         return given
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # connecting sends nothing
-        probe.connect((urlsplit(server).hostname or "", 9))
+        try:
+            probe.connect((urlsplit(server).hostname or "", 9))
+        except OSError as error:
+            raise ClusterError(
+                f"the API server {server} is not reached by IPv4 ({error}), and IPv6 is not supported for an S3 store "
+                "of one's own: set DARKROOM_HOST_ADDRESS to this machine's IPv4 address as pods see it, or "
+                "DARKROOM_S3_ENDPOINT to a store that exists"
+            ) from error
         address = str(probe.getsockname()[0])
     if address.startswith("127."):
         raise ClusterError(
@@ -76,6 +91,18 @@ def reachable_address(server: str, environment: Mapping[str, str]) -> str:
     return address
 
 
+def _require_own_ipv4(address: str) -> None:
+    """Raise unless a server can listen on this address here."""
+    with socket.socket(socket.AF_INET) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError as error:
+            raise ClusterError(
+                f"DARKROOM_HOST_ADDRESS: got {address!r}, allowed is an IPv4 address of this machine (IPv6 is not "
+                f"supported): {error}. kind: take the IPv4 gateway that `docker network inspect kind` shows"
+            ) from error
+
+
 def up(layout: Layout, environment: Mapping[str, str] = os.environ) -> State:
     """Check that the cluster and its registry can be used, and have an S3 store."""
     kubeconfig = _required(environment, "KUBECONFIG", "the file with which kubectl reaches the cluster")
@@ -83,7 +110,8 @@ def up(layout: Layout, environment: Mapping[str, str] = os.environ) -> State:
     with exclusive(layout):
         binaries.ensure_helm()
         with stage("look at the existing cluster and its registry"):
-            server = api_server(kubeconfig)
+            chosen = current_context(kubeconfig)
+            server = ApiServer.from_kubeconfig(json.loads(chosen))
             status, body = server.request("GET", "/version")
             if status != 200:
                 detail = body.decode(errors="replace")[:300]
@@ -92,7 +120,8 @@ def up(layout: Layout, environment: Mapping[str, str] = os.environ) -> State:
                 raise ClusterError(f"DARKROOM_REGISTRY {target}: no image registry answers there, by HTTP or HTTPS")
         endpoint = _given_endpoint(environment) or _own_endpoint(layout, server.url, environment)
         bucket = environment.get("DARKROOM_S3_BUCKET", BUCKETS[0])
-        state = State(str(Path(kubeconfig).resolve()), target, endpoint, bucket, time.time())
+        _write_private(layout.kubeconfig, chosen)  # whatever context is current later, it is this one that is meant
+        state = State(str(layout.kubeconfig), target, endpoint, bucket, time.time())
         state.write(layout)
     say(f"using the cluster at {server.url}, the registry {target} and the S3 store {endpoint.url}")
     return state
@@ -114,9 +143,12 @@ def _given_endpoint(environment: Mapping[str, str]) -> storage.Endpoint | None:
 def _own_endpoint(layout: Layout, server: str, environment: Mapping[str, str]) -> storage.Endpoint:
     """Return a store that runs here, starting it unless it does already."""
     programs = Supervisor(layout.records, layout.logs)
-    state, record = State.read(layout), programs.find("seaweedfs")
-    if state and record and is_alive(record) and storage.is_healthy(state.s3.url):
-        return state.s3
+    record, kept = programs.find("seaweedfs"), layout.data / "s3.json"  # the state may name a store that was given
+    if record and is_alive(record):
+        with suppress(OSError, ValueError, TypeError):
+            running = storage.Endpoint(**json.loads(kept.read_text()))
+            if storage.is_healthy(running.url):
+                return running
     storage.stop(programs)
     address = reachable_address(server, environment)
     endpoint = storage.new_endpoint(address, free_ports(1, address)[0])
@@ -124,6 +156,7 @@ def _own_endpoint(layout: Layout, server: str, environment: Mapping[str, str]) -
         storage.start(
             programs, endpoint, data=layout.data / "objects", sockets=layout.run / "seaweedfs", buckets=BUCKETS
         )
+    _write_private(kept, json.dumps(endpoint.as_dict()))
     return endpoint
 
 
@@ -132,7 +165,7 @@ def describe(layout: Layout) -> tuple[str, bool]:
     state = State.read(layout)
     if state is None:
         return "no existing cluster is in use yet (CLUSTER=existing python -m dev.cluster up)", False
-    server = api_server(state.kubeconfig)
+    server = ApiServer.from_kubeconfig(json.loads(current_context(state.kubeconfig)))
     parts = {
         f"API server      {server.url}": server.request("GET", "/version")[0] == 200,
         f"image registry  {state.registry}": registry.speaks_tls(state.registry.partition("/")[0]) is not None,
@@ -146,4 +179,5 @@ def down(layout: Layout) -> None:
     """Stop what `up` started here; the cluster and its registry stay as they are."""
     with exclusive(layout), stage("stop the S3 store"):
         storage.stop(Supervisor(layout.records, layout.logs))
-        layout.state_file.unlink(missing_ok=True)
+        for path in (layout.state_file, layout.kubeconfig, layout.data / "s3.json"):
+            path.unlink(missing_ok=True)

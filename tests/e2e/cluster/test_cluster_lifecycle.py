@@ -139,15 +139,38 @@ def test_components_killed_while_pods_live_on_and_records_are_gone() -> None:
     run_pod("after")
 
 
-def test_down_leaves_nothing_and_is_repeatable() -> None:
+def test_a_store_that_lost_its_sockets_is_started_anew_alone() -> None:
     up()
-    run_pod("running")
-    before = Path("/proc/sys/net/ipv4/ip_forward").read_text()
-    assert before == "1\n"
-    for _ in range(2):
-        result = cluster("down")
-        assert result.returncode == 0, result.stderr
-        assert_nothing_left()
+    before = pids()
+    store = SUPERVISOR.find("seaweedfs")
+    assert store is not None
+    lost = [port.partition("=")[2] for port in store.argv if ".port.grpc=" in port]
+    for path in Path("/tmp").glob("seaweedfs-*-grpc-*.sock"):
+        if path.stem.rpartition("-")[2] in lost:
+            path.unlink()
+    assert "does not keep objects" in cluster("status").stdout
+    assert "starting it anew, pods run on" in up()
+    after = pids()
+    assert {name for name in before if before[name] != after[name]} == {"seaweedfs"}
+    assert cluster("status").returncode == 0
+
+
+def test_down_leaves_nothing_and_is_repeatable() -> None:
+    cluster("down")
+    forwarding = Path("/proc/sys/net/ipv4/ip_forward")
+    before = forwarding.read_text()
+    forwarding.write_text("0")  # else putting it back could not be told from leaving it
+    try:
+        up()
+        assert forwarding.read_text() == "1\n"
+        run_pod("running")
+        for _ in range(2):
+            result = cluster("down")
+            assert result.returncode == 0, result.stderr
+            assert_nothing_left()
+            assert forwarding.read_text() == "0\n"
+    finally:
+        forwarding.write_text(before)
     assert cluster("status").returncode == 1
 
 
@@ -160,16 +183,13 @@ def test_a_taken_port_names_its_holder_and_leaves_nothing() -> None:
     assert_nothing_left()
 
 
-def test_a_component_that_fails_shows_its_log_and_leaves_nothing() -> None:
+def test_a_component_that_fails_shows_its_log_and_leaves_nothing(tmp_path: Path) -> None:
     cluster("down")
-    root, aside = LAYOUT.data / "containerd", LAYOUT.data / "containerd.aside"
-    root.rename(aside)
-    root.write_text("a file where containerd wants its directory")
-    try:
-        result = cluster("up")
-    finally:
-        root.unlink()
-        aside.rename(root)
+    broken = tmp_path / "containerd"
+    broken.write_text("#!/bin/sh\necho this one cannot start >&2\nexit 1\n")
+    broken.chmod(0o755)
+    result = cluster("up", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert "this one cannot start" in result.stderr
     assert result.returncode == 1
     assert "containerd ended by itself. The last lines of its log" in result.stderr
     assert str(LAYOUT.logs / "containerd.log") in result.stderr
@@ -213,6 +233,10 @@ def test_an_existing_cluster_is_used_and_not_touched() -> None:
     assert status.returncode == 0
     assert "does NOT answer" not in status.stdout
     given = {"DARKROOM_S3_ENDPOINT": state.s3.url, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    assert cluster("up", **chosen, **given).returncode == 0
+    assert cluster("up", **chosen).returncode == 0
+    assert State.read(existing_layout()) is not None
+    assert f"export DARKROOM_S3_ENDPOINT={beside.s3.url}" in cluster("env", **chosen).stdout, "its own again"
     assert cluster("down", **chosen).returncode == 0
     assert not is_healthy(beside.s3.url)
     assert cluster("status", **chosen).returncode == 1
@@ -220,6 +244,7 @@ def test_an_existing_cluster_is_used_and_not_touched() -> None:
     assert not full.supervisor(existing_layout()).records(), "a given store: nothing is started"
     assert cluster("down", **chosen).returncode == 0
     assert pids() == before
+    assert not existing_layout().kubeconfig.exists()
     assert cache_directory() in existing_layout().data.parents
 
 

@@ -194,7 +194,12 @@ def test_which_cluster() -> None:
 
 
 def test_this_machines_address_for_pods() -> None:
-    assert existing.reachable_address("https://127.0.0.1:1", {"DARKROOM_HOST_ADDRESS": "172.18.0.1"}) == "172.18.0.1"
+    assert existing.reachable_address("https://127.0.0.1:1", {"DARKROOM_HOST_ADDRESS": "127.0.0.2"}) == "127.0.0.2"
+    for address in ("fc00:f853::1", "192.0.2.1"):
+        with pytest.raises(ClusterError, match=f"DARKROOM_HOST_ADDRESS: got '{address}', allowed is an IPv4 address"):
+            existing.reachable_address("https://127.0.0.1:1", {"DARKROOM_HOST_ADDRESS": address})
+    with pytest.raises(ClusterError, match="IPv6 is not supported"):
+        existing.reachable_address("https://[fc00:f853::1]:6443", {})
     with pytest.raises(ClusterError, match="DARKROOM_HOST_ADDRESS"):
         existing.reachable_address("https://127.0.0.1:1", {})
 
