@@ -24,7 +24,7 @@ def test_the_ttl_deletes_the_finished_job_and_nothing_brings_it_back(
     )
     after = cluster.wait_status("anna", lambda now: now["observedGeneration"] == 2, "the generation follows")
     assert after | {"observedGeneration": 1} == before
-    own_operator.stop()
+    assert own_operator.stop() == 0
     own_operator.start()
     own_operator.wait_ready()
     cluster.change("anna", ttlSecondsAfterFinished=5)
