@@ -11,7 +11,7 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ MAXIMUM_REPEATS: Final = 10_000
 MAXIMUM_CAPTION_BYTES: Final = 64 * 1024
 _ORIENTATION: Final = 0x0112
 _SHOWN_PROBLEMS: Final = 500
+_MAXIMUM_THREADS: Final = 8
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,16 @@ class RejectedError(ValueError):
     """One thing that is wrong with one file."""
 
 
-def scan(directory: Path) -> list[Picture]:
+def _go_on() -> None:
+    """Do nothing."""
+
+
+def scan(directory: Path, *, before_picture: Callable[[], None] = _go_on) -> list[Picture]:
     """Return all pictures below a directory, sorted by name.
+
+    Args:
+        directory: Holds the folders.
+        before_picture: Called before each picture, by several threads; may raise to give up.
 
     Raises:
         RunError: Something is wrong with the layout, pictures or captions; everything is told at once.
@@ -63,8 +72,14 @@ def scan(directory: Path) -> list[Picture]:
     folders = [it for it in sorted(directory.iterdir()) if it.is_dir() and not it.name.startswith(".")]
     candidates = [(path, *parsed) for folder in folders for path, *parsed in _pictures_of(folder, problems)]
     problems += [f"{path.name}: lies outside a folder" for path in _pictures_in(directory)]
-    with ThreadPoolExecutor(os.cpu_count(), "inspect") as pool:
-        found = list(pool.map(lambda it: _inspect(*it), candidates))
+
+    def inspect(candidate: tuple[Path, int, str]) -> Picture | str:
+        before_picture()
+        return _inspect(*candidate)
+
+    # The node's processors are not the pod's; each thread holds a decoded picture.
+    with ThreadPoolExecutor(min(_MAXIMUM_THREADS, len(os.sched_getaffinity(0))), "inspect") as pool:
+        found = list(pool.map(inspect, candidates))
     problems += [it for it in found if isinstance(it, str)]
     pictures = [it for it in found if isinstance(it, Picture)]
     if not problems and not pictures:

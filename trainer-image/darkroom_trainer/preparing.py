@@ -63,7 +63,7 @@ def fetch(plan: RunPlan, services: Services) -> Inputs:
             store, parse_s3(spec.dataset.uri), services.work / "dataset", on_progress=reporter.transfer("pictures")
         )
         reporter.stage(Stage.INSPECTING)
-        return Inputs(model, header, base, arrange(scan(pictures), spec.training))
+        return Inputs(model, header, base, arrange(scan(pictures, before_picture=services.stop.check), spec.training))
 
 
 def prepare(plan: RunPlan, services: Services, inputs: Inputs) -> Session:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -65,13 +65,12 @@ def _parse(path: Path, text: bytes, *, data_bytes: int) -> Header:
     try:
         header = json.loads(text)
         metadata = header.pop("__metadata__", None) or {}
-        ends = [_end(entry) for entry in header.values()]
+        needed = _span(header.values())
         shapes = {str(name): tuple(entry["shape"]) for name, entry in header.items()}
         if not all(isinstance(value, str) for value in metadata.values()):
             raise ValueError("metadata that is no text")  # noqa: TRY301 - same end as any other damage
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _rejected(path, f"has a damaged .safetensors header: {error}") from error
-    needed = max(ends, default=0)
     if needed > data_bytes:
         raise _rejected(path, f"is truncated: {data_bytes} bytes of tensors are there, its header says {needed}")
     if needed < data_bytes:
@@ -79,15 +78,25 @@ def _parse(path: Path, text: bytes, *, data_bytes: int) -> Header:
     return Header(shapes, dict(metadata))
 
 
-def _end(entry: dict[str, Any]) -> int:
-    """Return where a tensor's data ends, if its entry is consistent."""
+def _span(entries: Iterable[dict[str, Any]]) -> int:
+    """Return where the last tensor's data ends, if all lie side by side from 0 on, as the format asks."""
+    end = 0
+    for begin, after in sorted(_place(entry) for entry in entries):
+        if begin != end:
+            raise ValueError(f"a tensor begins at {begin}, the one before ends at {end}")
+        end = after
+    return end
+
+
+def _place(entry: dict[str, Any]) -> tuple[int, int]:
+    """Return where a tensor's data begins and ends, if its entry is consistent."""
     begin, end = entry["data_offsets"]
     shape = entry["shape"]
     if not all(isinstance(number, int) and number >= 0 for number in (begin, end, *shape)):
         raise ValueError(f"shape {shape} at {begin} to {end}")
     if (end - begin) * 8 != math.prod(shape) * BITS.get(entry["dtype"], 0):
         raise ValueError(f"{entry['dtype']} of shape {shape} in {end - begin} bytes")
-    return int(end)
+    return int(begin), int(end)
 
 
 def _rejected(path: Path, problem: str) -> RunError:

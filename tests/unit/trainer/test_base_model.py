@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from darkroom_api.failures import FailureReason
 from darkroom_trainer.errors import RunError
@@ -85,6 +86,31 @@ def test_truncated_and_padded_files(tmp_path: Path, base_file: Path) -> None:
 )
 def test_inconsistent_entries(tmp_path: Path, bad: Any) -> None:
     assert "damaged" in refusal(write(tmp_path / "m.safetensors", {"a": bad}, b"1234"))
+
+
+@pytest.mark.parametrize(
+    ("places", "expected"),
+    [
+        ([(0, 4), (6, 10)], "begins at 6, the one before ends at 4"),
+        ([(2, 6), (6, 10)], "begins at 2, the one before ends at 0"),
+        ([(0, 4), (2, 6), (6, 10)], "begins at 2, the one before ends at 4"),
+    ],
+    ids=["gap", "late start", "overlap"],
+)
+def test_tensors_that_do_not_lie_side_by_side(tmp_path: Path, places: list[tuple[int, int]], expected: str) -> None:
+    header = {f"t{begin}": entry("F16", [2], begin, end) for begin, end in reversed(places)}
+    path = write(tmp_path / "m.safetensors", header, bytes(10))
+    assert expected in refusal(path)
+    with pytest.raises(SafetensorError):  # as the library does, which would load it later
+        load_file(path)
+
+
+def test_a_file_that_changes_after_the_check_is_refused(tmp_path: Path, base_file: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(base_file.read_bytes()[:-10])
+    with pytest.raises(RunError, match=r"m.safetensors has the names of SD 1.5, but its tensors do not fit") as caught:
+        sd15.load(path, read_header(base_file), dtype=torch.float32, device=torch.device("cpu"))
+    assert caught.value.reason is FailureReason.MODEL_REJECTED
 
 
 def test_encode_gives_the_same_bytes_and_loads(tmp_path: Path) -> None:

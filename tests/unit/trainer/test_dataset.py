@@ -10,7 +10,8 @@ from PIL import Image
 
 from darkroom_api.failures import FailureReason
 from darkroom_trainer.dataset import load_rgb, scan
-from darkroom_trainer.errors import RunError
+from darkroom_trainer.errors import RunError, StopRequested
+from darkroom_trainer.stopping import StopSignal
 from tests.builders.pictures import draw, write_pictures
 
 FOLDER = "20_sks robot"
@@ -130,3 +131,17 @@ def test_hidden_and_foreign_files_are_left_alone(tmp_path: Path) -> None:
     for name in ("._0.png", ".DS_Store", "notes.md", "0.npz"):
         (tmp_path / FOLDER / name).write_bytes(b"x")
     assert len(scan(tmp_path)) == 1
+
+
+def test_a_request_to_stop_ends_the_look(tmp_path: Path) -> None:
+    write_pictures(tmp_path, folder=FOLDER, sizes=[(64, 64)] * 40)
+    stop, looked = StopSignal(), list[None]()
+
+    def before_picture() -> None:
+        stop.check()
+        looked.append(None)
+        stop.request()
+
+    with pytest.raises(StopRequested):
+        scan(tmp_path, before_picture=before_picture)
+    assert 1 <= len(looked) <= 8  # at most one a thread

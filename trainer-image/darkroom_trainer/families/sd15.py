@@ -16,7 +16,7 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from darkroom_api.failures import FailureReason
@@ -73,8 +73,8 @@ def load(path: Path, header: Header, *, dtype: torch.dtype, device: torch.device
         RunError: Its tensors do not fit together.
     """
     configs = configurations(header, path.name)
-    tensors = _read(path, header)
     try:
+        tensors = _read(path, header)
         with init_empty_weights():
             unet = UNet2DConditionModel.from_config(configs.unet)
             vae = AutoencoderKL.from_config(configs.vae)
@@ -83,7 +83,7 @@ def load(path: Path, header: Header, *, dtype: torch.dtype, device: torch.device
         _fill(unet, convert_ldm_unet_checkpoint(tensors, configs.unet), device, dtype)
         _fill(vae, convert_ldm_vae_checkpoint(tensors, configs.vae), device, torch.float32)
         _fill(text_encoder, _text_encoder_tensors(tensors, text_encoder), device, dtype)
-    except (KeyError, ValueError, TypeError, RuntimeError, IndexError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, RuntimeError, IndexError, AttributeError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise RunError(
