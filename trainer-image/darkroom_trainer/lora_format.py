@@ -17,10 +17,12 @@ from typing import Final
 
 import torch
 
+from darkroom_api.failures import FailureReason
 from darkroom_api.lora_training import LoraTrainingSpec
 from darkroom_trainer.adapters import UNET, Adapter, LowRankPair
 from darkroom_trainer.batches import Course
 from darkroom_trainer.captions import split_tags
+from darkroom_trainer.errors import RunError
 from darkroom_trainer.optimizers import text_encoder_learning_rate
 from darkroom_trainer.safetensors_file import encode
 
@@ -56,7 +58,11 @@ def kohya_name(pair: LowRankPair) -> str:
 
 
 def kohya_tensors(adapter: Adapter, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Return the file's tensors, copied: down, up and alpha of every layer."""
+    """Return the file's tensors, copied: down, up and alpha of every layer.
+
+    Raises:
+        RunError: A weight is too large for this number format.
+    """
     alpha = torch.tensor(adapter.alpha)
     if alpha.to(dtype) == alpha:  # else fp32: a rounded alpha would scale the whole LoRA
         alpha = alpha.to(dtype)
@@ -66,7 +72,19 @@ def kohya_tensors(adapter: Adapter, dtype: torch.dtype) -> dict[str, torch.Tenso
         tensors[f"{name}.lora_down.weight"] = pair.down.detach().to("cpu", dtype, copy=True).contiguous()
         tensors[f"{name}.lora_up.weight"] = pair.up.detach().to("cpu", dtype, copy=True).contiguous()
         tensors[f"{name}.alpha"] = alpha.clone()
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise RunError(
+                FailureReason.LOSS_NOT_FINITE,
+                f"spec.checkpoints.precision: {name} holds numbers that are not finite in {_format_name(dtype)}",
+                advice="Apply the training under a new name with checkpoints.precision FP32 or BF16, which hold larger "
+                "numbers, or with a lower learning rate.",
+            )
     return tensors
+
+
+def _format_name(dtype: torch.dtype) -> str:
+    return next(name for name, it in DTYPES.items() if it == dtype)
 
 
 def encode_lora(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:

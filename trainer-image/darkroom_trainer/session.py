@@ -74,7 +74,7 @@ class Session:
         """Train on the next batch.
 
         Raises:
-            RunError: The loss is not finite.
+            RunError: The loss or its gradient is not finite; the weights stay as they were.
         """
         number, training = self.position.step, self.spec.training
         factor = schedule_factor(training.schedule, number, self.course.total_steps)
@@ -83,14 +83,25 @@ class Session:
         batch = self.course.batch(number)
         loss = self._loss(batch, number)
         value = float(loss.detach())
-        if not math.isfinite(value):
-            raise _not_finite(value, batch, step=number + 1, epoch=number // self.course.steps_per_epoch + 1)
+        self._require_finite("loss", value, batch)
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.adapter.named_parameters().values(), MAXIMUM_GRADIENT_NORM)
+        norm = self.accelerator.clip_grad_norm_(self.adapter.named_parameters().values(), MAXIMUM_GRADIENT_NORM)
+        if not self.accelerator.scaler:  # a loss scaler leaves out such a step by itself and scales less
+            self._require_finite("gradient's norm", float(norm), batch)
         self.optimizer.step()
         self.position.record(value, self.peaks[0] * factor)
         return Stepped(value, self.peaks[0] * factor)
+
+    def _require_finite(self, what: str, value: float, batch: list[Item]) -> None:
+        if math.isfinite(value):
+            return
+        done, names = self.position.step, ", ".join(item.picture.name for item in batch)
+        epoch = done // self.course.steps_per_epoch + 1
+        raise RunError(
+            FailureReason.LOSS_NOT_FINITE,
+            f"the {what} of step {done + 1} in epoch {epoch} is {value}; its pictures: {names[:500]}",
+        )
 
     def _loss(self, batch: list[Item], step: int) -> torch.Tensor:
         training, model = self.spec.training, self.model
@@ -158,11 +169,3 @@ def open_session(
     optimizer = accelerator.prepare(build_optimizer(training.optimizer, groups))
     peaks = [group.learning_rate for group in groups]
     return Session(spec, course, model, latents, accelerator, adapter, optimizer, peaks, inputs)
-
-
-def _not_finite(loss: float, batch: list[Item], *, step: int, epoch: int) -> RunError:
-    names = ", ".join(item.picture.name for item in batch)
-    return RunError(
-        FailureReason.LOSS_NOT_FINITE,
-        f"the loss of step {step} in epoch {epoch} is {loss}; its pictures: {names[:500]}",
-    )

@@ -14,12 +14,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load, save
 
+from darkroom_api.failures import FailureReason
 from darkroom_api.lora_training import LoraTrainingSpec
 from darkroom_api.networks import LoRA
 from darkroom_trainer import lora_format, sampling
 from darkroom_trainer.adapters import Adapter, inject
 from darkroom_trainer.batches import arrange
 from darkroom_trainer.dataset import scan
+from darkroom_trainer.errors import RunError
 from darkroom_trainer.families.sd15 import StableDiffusion
 from tests.builders.pictures import write_pictures
 from tests.e2e.painting import pipeline
@@ -116,6 +118,21 @@ def test_alpha_is_exact(load_model: Load, alpha: float, dtype: torch.dtype) -> N
     values = [value for name, value in tensors.items() if name.endswith(".alpha")]
     assert {value.dtype for value in values} == {dtype}
     assert {value.item() for value in values} == {torch.tensor(alpha).item()}
+
+
+@pytest.mark.parametrize(("precision", "fits"), [("FP32", True), ("BF16", True), ("FP16", False)])
+def test_weights_too_large_for_the_files_format_are_refused(load_model: Load, precision: str, fits: bool) -> None:
+    adapter = trained(load_model())
+    adapter.pairs[-1].up.data[0, 0] = 70_000.0
+    if fits:
+        assert lora_format.kohya_tensors(adapter, lora_format.DTYPES[precision])
+        return
+    with pytest.raises(
+        RunError, match=r"lora_te_\S+lora_up.weight holds numbers that are not finite in FP16"
+    ) as caught:
+        lora_format.kohya_tensors(adapter, lora_format.DTYPES[precision])
+    assert caught.value.reason is FailureReason.LOSS_NOT_FINITE
+    assert "checkpoints.precision FP32 or BF16" in caught.value.advice
 
 
 def test_the_same_training_gives_the_same_bytes(load_model: Load) -> None:
