@@ -89,7 +89,7 @@ class Operator:
                 task.cancel()
 
         watching = asyncio.create_task(
-            watch(self._config, self.cache, self.queue.add, began=self.resync.request, ending=stop)
+            watch(self._config, self.cache, self.queue.add, began=self.resync.watched, ending=stop)
         )
         try:
             done, _ = await asyncio.wait({*tasks, watching}, return_when=asyncio.FIRST_COMPLETED)
