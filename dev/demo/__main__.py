@@ -113,7 +113,7 @@ def _remove_from(site: Site) -> None:
         ownership.remove(site)
     except ClusterError as error:
         raise ClusterError(
-            f"the cluster of KUBECONFIG {site.state.kubeconfig} does not answer, or refuses:\n{error}\nAn S3 store on "
+            f"the existing cluster does not answer, or refuses:\n{error}\nAn S3 store on "
             f"this machine is stopped all the same. What the demo left in the cluster goes with:\n{ownership.BY_HAND}"
         ) from error
     say("the CustomResourceDefinitions and the objects in the store stay; remove them if nobody else uses them:")
