@@ -5,12 +5,13 @@ from __future__ import annotations
 import http.client
 import itertools
 import json
+import os
 import queue
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self, TypeVar
@@ -35,7 +36,8 @@ SPEC: Object = {
     "output": {"uri": "s3://studio/loras"},
 }
 PLAN = Plan(images=15, buckets=[], steps_per_epoch=10, total_steps=20)
-_addresses = itertools.count(1)
+_addresses = itertools.count(250 * (os.getpid() % 250))
+"""Loopback addresses for pods; another session of tests begins elsewhere."""
 
 
 def now() -> str:
@@ -214,6 +216,14 @@ class _Server(ThreadingHTTPServer):
         """Say nothing: an operator that is killed leaves connections half open."""
 
 
+def _serve(document: Callable[[], bytes]) -> _Server:
+    """Serve on a loopback address of its own: the port is the same for all pods."""
+    for high, low in (divmod(number, 250) for number in itertools.islice(_addresses, 1000)):
+        with suppress(OSError):  # taken by another session
+            return _Server(f"127.{3 + high // 250 % 250}.{high % 250}.{low + 1}", document)
+    raise AssertionError("no loopback address is free")
+
+
 @dataclass
 class PlayedPod:
     """A pod whose kubelet is the test."""
@@ -221,7 +231,7 @@ class PlayedPod:
     cluster: Cluster
     name: str
     run: str
-    address: str = field(default_factory=lambda: "127.3.{}.{}".format(*divmod(next(_addresses), 250)))
+    address: str = ""
     body: bytes = b"{}"
     _server: _Server | None = None
 
@@ -233,7 +243,8 @@ class PlayedPod:
 
     def start(self) -> None:
         """Let the container run and answer at /progress."""
-        self._server = _Server(self.address, lambda: self.body)
+        self._server = _serve(lambda: self.body)
+        self.address = str(self._server.server_address[0])
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         running = {"running": {"startedAt": now()}}
         self.patch(
