@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from darkroom_api.layout import checkpoint_directory, sample_file, samples_directory, state_directory, weights_file
 from darkroom_api.progress import Stage
@@ -17,7 +19,9 @@ from darkroom_trainer.services import Services
 from darkroom_trainer.session import Session
 from darkroom_trainer.writing import Writer
 
-METRICS = "metrics.json"
+LOG: Final = logging.getLogger(__name__)
+
+METRICS: Final = "metrics.json"
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,14 @@ class Results:
         """
         self._writer.wait()
         self.services.publisher.flush()
+
+    def salvage(self) -> None:
+        """Make durable what was handed over before a failure, as far as that goes; the failure stays the one told."""
+        for wait in (self._writer.wait, self.services.publisher.flush):
+            try:
+                wait()
+            except Exception as error:  # noqa: BLE001 - it must not hide why the run ends
+                LOG.warning("Not everything of the epochs before could be published: %s", error)
 
     def _write_checkpoint(self, epoch: int, *, is_last: bool) -> None:
         self.services.reporter.stage(Stage.SAVING, f"Checkpoint of epoch {epoch}")

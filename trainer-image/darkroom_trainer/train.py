@@ -61,4 +61,7 @@ def train(plan: RunPlan, services: Services) -> None:
                 results.save_state()
                 results.flush()
                 raise
+            except Exception:
+                results.salvage()
+                raise
         results.flush()

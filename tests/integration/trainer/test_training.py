@@ -5,14 +5,17 @@ from __future__ import annotations
 import io
 import json
 import signal
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load
 
-from darkroom_api.failures import ExitCode
-from tests.integration.trainer.trainer_runs import Bench, Objects
+from darkroom_api.failures import ExitCode, FailureReason
+from tests.builders.s3_proxy import Fault, S3Proxy, s3_proxy
+from tests.integration.trainer.trainer_runs import Attempt, Bench, Objects
 
 STEPS = 8
 
@@ -65,30 +68,96 @@ def test_samples_begin_before_training_and_change(undisturbed: Objects) -> None:
     assert not np.array_equal(pictures[1], pictures[2])
 
 
-def test_a_run_that_is_killed_and_stopped_ends_as_the_undisturbed_one(bench: Bench, undisturbed: Objects) -> None:
-    """SIGKILL at three steps, SIGTERM in the middle of the samples and of an epoch; five attempts, one result."""
-    name = "calm"
-    disturbed = Bench(bench.store, bench.store.bucket(), bench.directory / "disturbed")
-    disturbed.directory.mkdir()
+@pytest.fixture
+def disturbed(bench: Bench, tmp_path: Path) -> Bench:
+    """The same inputs in a bucket of its own."""
+    made = Bench(bench.store, bench.store.bucket(), tmp_path)
+    client = bench.store.client()
     for key in ("base.safetensors", "pictures"):
-        for item in bench.store.client().list_objects_v2(Bucket=bench.bucket, Prefix=key)["Contents"]:
+        for item in client.list_objects_v2(Bucket=bench.bucket, Prefix=key)["Contents"]:
             source = {"Bucket": bench.bucket, "Key": item["Key"]}
-            bench.store.client().copy_object(Bucket=disturbed.bucket, Key=item["Key"], CopySource=source)
-    spec = disturbed.spec()
+            client.copy_object(Bucket=made.bucket, Key=item["Key"], CopySource=source)
+    return made
 
-    assert disturbed.start(spec, name=name).stop(signal.SIGKILL, after="step 2/8") == -signal.SIGKILL
-    stopped = disturbed.start(spec, name=name)
+
+@pytest.fixture
+def proxy(bench: Bench) -> Iterator[S3Proxy]:
+    with s3_proxy(bench.store.endpoint_url) as running:
+        yield running
+
+
+def killed_before(key: str, attempt: Attempt, proxy: S3Proxy) -> Attempt:
+    """Kill a process when it asks to write an object, which is not written then."""
+
+    def kill(method: str, path: str) -> None:
+        if method == "PUT" and path.partition("?")[0].endswith(f"/{key}"):
+            attempt.process.kill()
+            attempt.process.wait()
+            raise ConnectionResetError
+
+    proxy.on_request = kill
+    assert attempt.wait() == -signal.SIGKILL, attempt.log
+    proxy.on_request = None
+    return attempt
+
+
+def test_a_run_that_is_killed_and_stopped_ends_as_the_undisturbed_one(
+    disturbed: Bench, undisturbed: Objects, proxy: S3Proxy
+) -> None:
+    """SIGTERM in an epoch and in the middle of samples, SIGKILL between manifests and in an epoch: one result."""
+    left = disturbed.objects("calm")
+
+    def start() -> Attempt:
+        return disturbed.start(disturbed.spec(storage={"endpointURL": proxy.url}), name="calm")
+
+    stopped = start()
     assert stopped.stop(signal.SIGTERM, after="step 3/8") == ExitCode.PREEMPTED, stopped.log
     assert stopped.result.outcome == "Preempted"
-    assert disturbed.start(spec, name=name).stop(signal.SIGKILL, after="Checkpoint of epoch 1") == -signal.SIGKILL
-    sampling = disturbed.start(spec, name=name)
+
+    one = killed_before("samples/epoch-000001/manifest.json", start(), proxy)
+    assert left.has("checkpoints/epoch-000001/manifest.json")
+    assert not left.has("samples/epoch-000001/manifest.json")
+
+    sampling = start()
     assert sampling.stop(signal.SIGTERM, after="Sampling: Epoch 1") == ExitCode.PREEMPTED, sampling.log
-    assert disturbed.start(spec, name=name).stop(signal.SIGKILL, after="step 7/8") == -signal.SIGKILL
-    last = disturbed.start(spec, name=name)
+    assert not left.has("samples/epoch-000001/manifest.json")
+    saved = json.loads(left.read("state/step-00000004/state.json"))["position"]
+    assert (saved["step"], saved["closed_epoch"]) == (4, 0)
+
+    two = killed_before("state/step-00000004/manifest.json", start(), proxy)
+    assert left.has("samples/epoch-000001/manifest.json")
+    assert not left.has("state/step-00000004/manifest.json")
+
+    three = start()
+    assert three.stop(signal.SIGKILL, after="step 7/8") == -signal.SIGKILL
+    last = start()
     assert last.wait() == ExitCode.DONE, last.log
     assert "Going on after step" in last.log
-    assert "other content" not in last.log
+    for attempt in (stopped, one, sampling, two, three, last):
+        assert "other content" not in attempt.log
 
-    ours, theirs = disturbed.objects(name).results(), undisturbed.results()
+    ours, theirs = left.results(), undisturbed.results()
     assert ours.keys() == theirs.keys()
     assert [key for key in ours if ours[key] != theirs[key]] == []
+
+
+def test_epochs_before_a_failure_are_durable_at_its_end(disturbed: Bench, proxy: S3Proxy) -> None:
+    """At this rate the second step's gradient is not finite, while the first epoch's checkpoint still travels."""
+    spec = disturbed.spec(
+        network={"rank": 1, "alpha": 4096},
+        training=disturbed.spec()["training"]
+        | {"batchSize": 16, "resolution": 64, "buckets": {"enabled": False}}
+        | {"optimizer": {"type": "AdamW", "learningRate": 10}, "schedule": {"type": "Constant"}},
+        checkpoints={"precision": "FP32"},
+        samples={},
+        storage={"endpointURL": proxy.url},
+    )
+    slow = proxy.add(Fault("delay", "PUT", "/checkpoints/epoch-000001/", seconds=1.0))
+    code, result = disturbed.run_here(spec)
+    keys = disturbed.objects().keys()
+    assert result.failure
+    assert (code, result.failure.reason) == (ExitCode.LOSS_NOT_FINITE, FailureReason.LOSS_NOT_FINITE), result.failure
+    assert slow.done == 1
+    assert "checkpoints/epoch-000001/manifest.json" in keys
+    assert "state/step-00000001/manifest.json" in keys
+    assert [record.epoch for record in result.checkpoints] == [1]

@@ -32,7 +32,7 @@ SPEC: dict[str, Any] = {
         "captions": {"shuffle": True, "keepTokens": 1, "dropout": 0.2},
     },
     "checkpoints": {"stateEverySeconds": 1},
-    "samples": {"prompts": ["sks robot"], "seeds": [1, 2], "steps": 2},
+    "samples": {"prompts": ["sks robot"], "seeds": [1, 2], "steps": 6},
     "compute": {"gpus": 0},
 }
 
@@ -166,6 +166,10 @@ class Objects:
         """Return all keys, without the prefix."""
         pages = self.store.client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix)
         return sorted(it["Key"].removeprefix(f"{self.prefix}/") for page in pages for it in page.get("Contents", []))
+
+    def has(self, key: str) -> bool:
+        """Tell whether an object is there."""
+        return key in self.keys()
 
     def read(self, key: str) -> bytes:
         """Return an object's content."""
