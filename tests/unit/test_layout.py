@@ -58,7 +58,7 @@ def test_every_module_says_why_it_exists() -> None:
     assert silent == []
 
 
-@pytest.mark.parametrize("module", ["darkroom_operator.__main__", "darkroom_cli.__main__", "darkroom_trainer.__main__"])
+@pytest.mark.parametrize("module", ["darkroom_operator.__main__", "darkroom_cli.__main__", "darkroom_trainer.process"])
 def test_import_brings_no_torch(module: str) -> None:
     """Operator and command line stay light; the trainer tells bad credentials before it loads anything heavy."""
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
