@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -54,6 +55,13 @@ class OperatorProcess:
                 return text
         except (urllib.error.URLError, OSError):
             return None
+
+    def polls(self, result: str) -> float:
+        """Return how many polls of pods ended with a result."""
+        found = re.search(
+            rf'^darkroom_polls_total{{result="{result}"}} (\S+)$', self.read("/metrics") or "", re.MULTILINE
+        )
+        return float(found[1]) if found else 0.0
 
     def kill(self) -> None:
         assert self.process

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from darkroom_api.plan import RunPlan
 from darkroom_api.result import RunFailure, RunResult
 from dev.cluster.waiting import wait_for
 from tests.integration.operator.cluster import PATIENCE, PLAN, Cluster, record, take_pod
+from tests.integration.operator.process import OperatorProcess
 
 pytestmark = pytest.mark.usefixtures("operator")
 
@@ -191,17 +193,38 @@ def test_a_job_that_the_server_refuses_fails_the_run_with_its_words(cluster: Clu
     assert "many" in json.dumps(status["failure"]) or "quantit" in status["failure"]["message"]
 
 
-def test_a_report_of_another_run_or_too_large_is_ignored(cluster: Cluster) -> None:
+def test_a_report_of_another_run_or_too_large_is_ignored(cluster: Cluster, operator: OperatorProcess) -> None:
     cluster.apply("anna", training={"epochs": 2})
     with take_pod(cluster, "anna") as pod:
+        pod.say(plan=PLAN, epoch=1, step=10**17)
+        bodies = {"insane": pod.body, "oversized": b"x" * 300_000, "invalid": b"[]"}
         pod.say(run="0000000000", step=99)
+        bodies["foreign"] = pod.body
         pod.start()
         cluster.wait_phase("anna", "Running")
-        pod.body = b"x" * 300_000
-        pod.say(plan=PLAN, epoch=1, step=10**17)
+        for result, body in bodies.items():
+            before = operator.polls(result)
+            pod.body = body
+            cluster.wait(lambda: operator.polls(result) > before, "anna", f"a poll that ends as {result}")  # noqa: B023
+        assert "progress" not in cluster.status("anna")
         pod.say(plan=PLAN, epoch=1, step=4)
         status = cluster.wait_status("anna", lambda now: now.get("progress"), "progress")
         assert status["progress"]["step"] == 4
+
+
+def test_a_pod_that_outlives_its_job_has_no_second_beside_it(cluster: Cluster) -> None:
+    cluster.apply("anna")
+    with take_pod(cluster, "anna") as pod:
+        pod.start()
+        cluster.wait_phase("anna", "Running")
+        orphan: Any = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Orphan"}
+        cluster.call("DELETE", cluster.path("jobs", f"anna-{pod.run}"), orphan)
+        message = cluster.wait_reason("anna", "OrphanedPod")["message"]
+        assert f"kubectl delete pod {pod.name}" in message
+        assert cluster.job("anna") is None
+        assert [item["metadata"]["name"] for item in cluster.pods("anna")] == [pod.name]
+        pod.vanish()
+    cluster.wait(lambda: cluster.job("anna"), "anna", "a new Job")
 
 
 def test_a_trainers_own_words_end_up_in_the_status(cluster: Cluster) -> None:
