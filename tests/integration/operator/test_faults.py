@@ -217,7 +217,7 @@ def all_phases(cluster: Cluster) -> Iterator[None]:
 def test_nothing_is_written_where_nothing_changes(
     cluster: Cluster, control_plane: ControlPlane, tmp_path: Path
 ) -> None:
-    flags = ("--resync", "0.5")  # so that several full lists fall into the quiet time
+    flags = ("--resync", "0.25")  # so that several full lists fall into the quiet time
     with (
         FaultProxy(control_plane.site, tmp_path) as proxy,
         OperatorProcess(proxy.kubeconfig, tmp_path / "log", *flags, namespace=cluster.namespace) as operator,
@@ -225,12 +225,12 @@ def test_nothing_is_written_where_nothing_changes(
     ):
         settle(proxy)
         before = list(proxy.writes)
-        time.sleep(4)  # the absence of something has no condition to wait for
+        time.sleep(2)  # the absence of something has no condition to wait for
         assert proxy.writes == before
         operator.kill()
         operator.start()
         operator.wait_ready()
-        time.sleep(4)
+        time.sleep(2)
         assert proxy.writes == before
         operator.check()
 
