@@ -133,7 +133,7 @@ def _holds_nothing_but(folder: S3Location, files: Mapping[str, bytes], store: St
 
 
 def draw_pictures() -> Path:
-    """Return a folder that holds the folder `20_sks robot` with freshly drawn pictures and captions."""
+    """Return a folder that holds the folder `10_sks robot` with freshly drawn pictures and captions."""
     folder = scratch() / "pictures"
     with stage("draw pictures of a new character"):
         shutil.rmtree(folder, ignore_errors=True)

@@ -13,7 +13,7 @@ from PIL import Image
 from examples.base_model.drawing import SUPERSAMPLING, Face, Figure, paint
 from examples.base_model.scenes import BACKGROUNDS, COLOURS, SIZES
 
-REPEATS = 20
+REPEATS = 10
 TRIGGER = "sks"  # one token of CLIP's vocabulary that means nothing
 CLASS = "robot"
 # (width, height): most are square, some are not, so that aspect buckets are put to use
@@ -62,7 +62,7 @@ def _picture(rng: random.Random, *, background: str, size: tuple[int, int]) -> S
 
 
 def write_subject(output: Path, *, count: int = 15, seed: int = 7) -> Path:
-    """Write pictures and captions as `<output>/20_sks robot/NN.png` and `.txt`, and return that folder."""
+    """Write pictures and captions as `<output>/10_sks robot/NN.png` and `.txt`, and return that folder."""
     folder = output / f"{REPEATS}_{TRIGGER} {CLASS}"
     folder.mkdir(parents=True, exist_ok=True)
     for index, picture in enumerate(draw_subject(count, seed=seed), start=1):

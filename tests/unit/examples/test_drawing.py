@@ -70,7 +70,7 @@ def test_a_thing_never_leaves_the_picture() -> None:
 
 def test_subject_folder_is_what_trainers_take(tmp_path: Path) -> None:
     folder = write_subject(tmp_path, count=15)
-    assert folder == tmp_path / "20_sks robot"
+    assert folder == tmp_path / "10_sks robot"
     images = sorted(folder.glob("*.png"))
     assert [path.stem for path in images] == [f"{index:02d}" for index in range(1, 16)]
     sizes = set()
