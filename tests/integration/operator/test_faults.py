@@ -32,6 +32,9 @@ from tests.integration.operator.process import OperatorProcess
 from tests.integration.operator.proxy import Cut, FaultProxy, Write
 
 PARALLEL = 4
+FLEETING = 4
+"""Writes of a run that another may do without: what lasts an instant (Starting, Finishing, both with an event) may pass
+unseen, and then the last numbers are not reached."""
 NAME = "anna"
 _TIMES = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
@@ -44,6 +47,7 @@ class Outcome:
     job: Any
     config_map: Any
     writes: Sequence[Write]
+    was_cut: bool
 
     @property
     def state(self) -> tuple[Any, Any, Any]:
@@ -107,7 +111,7 @@ def play(cluster: Cluster) -> None:
     )
 
 
-def collect(cluster: Cluster, writes: Sequence[Write]) -> Outcome:
+def collect(cluster: Cluster, writes: Sequence[Write], *, was_cut: bool) -> Outcome:
     jobs, run = cluster.list_all("jobs"), cluster.run(NAME)
     config_maps = cluster.list_all("configmaps", "darkroom.dev/run")
     assert len(jobs) == 1
@@ -127,6 +131,7 @@ def collect(cluster: Cluster, writes: Sequence[Write]) -> Outcome:
         job=plain(spec | {"ownerReferences": jobs[0]["metadata"]["ownerReferences"]}),
         config_map=plain(config_maps[0]["data"]),
         writes=writes,
+        was_cut=was_cut,
     )
 
 
@@ -146,8 +151,7 @@ def run_with(cluster: Cluster, plane: ControlPlane, directory: Path, *, cut: Cut
                     play(cluster)
                 finally:
                     watchdog.end()
-                assert cut is None or faulty.was_cut.is_set(), f"the run makes a write number {cut.number}"
-                return collect(cluster, [*faulty.writes, *clean.writes])
+                return collect(cluster, [*faulty.writes, *clean.writes], was_cut=faulty.was_cut.is_set())
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +186,8 @@ def test_a_kill_at_any_write_changes_nothing_in_the_end(
     with ThreadPoolExecutor(PARALLEL) as pool:
         outcomes = dict(zip(numbers, pool.map(cut_at, numbers), strict=True))
     for number, outcome in outcomes.items():
-        assert outcome.state == undisturbed.state, f"cut {side} write {number}: {outcome.writes[number - 1]}"
+        assert outcome.was_cut or number > len(undisturbed.writes) - FLEETING, f"the run makes a write number {number}"
+        assert outcome.state == undisturbed.state, f"cut {side} write {number}: {outcome.writes[:number][-1]}"
         made = [write for write in outcome.writes if write.path.endswith("/jobs") and write.status == 201]
         assert len(made) == 1, f"cut {side} write {number}: {made}"
 
