@@ -82,6 +82,7 @@ class Results:
 
     def salvage(self) -> None:
         """Make durable what was handed over before a failure, as far as that goes; the failure stays the one told."""
+        self.services.reporter.stage(Stage.SAVING, "What was finished before the failure")
         for wait in (self._writer.wait, self.services.publisher.flush):
             try:
                 wait()

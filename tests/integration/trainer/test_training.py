@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load
 
 from darkroom_api.failures import ExitCode, FailureReason
-from tests.builders.s3_proxy import Fault, S3Proxy, s3_proxy
+from tests.builders.s3_proxy import S3Proxy, s3_proxy
 from tests.integration.trainer.trainer_runs import Attempt, Bench, Objects
 
 STEPS = 8
@@ -152,12 +153,19 @@ def test_epochs_before_a_failure_are_durable_at_its_end(disturbed: Bench, proxy:
         samples={},
         storage={"endpointURL": proxy.url},
     )
-    slow = proxy.add(Fault("delay", "PUT", "/checkpoints/epoch-000001/", seconds=1.0))
-    code, result = disturbed.run_here(spec)
-    keys = disturbed.objects().keys()
-    assert result.failure
-    assert (code, result.failure.reason) == (ExitCode.LOSS_NOT_FINITE, FailureReason.LOSS_NOT_FINITE), result.failure
-    assert slow.done == 1
-    assert "checkpoints/epoch-000001/manifest.json" in keys
-    assert "state/step-00000001/manifest.json" in keys
-    assert [record.epoch for record in result.checkpoints] == [1]
+    may_go_on = threading.Event()
+
+    def hold(method: str, path: str) -> None:
+        if method == "PUT" and path.partition("?")[0].endswith("/checkpoints/epoch-000001/manifest.json"):
+            may_go_on.wait(120)
+
+    proxy.on_request = hold
+    failing = disturbed.start(spec)
+    failing.wait_until(lambda: "What was finished before the failure" in failing.log)
+    may_go_on.set()
+    assert failing.wait() == ExitCode.LOSS_NOT_FINITE, failing.log
+    assert failing.result.failure
+    assert failing.result.failure.reason is FailureReason.LOSS_NOT_FINITE
+    assert [record.epoch for record in failing.result.checkpoints] == [1]
+    assert disturbed.objects().has("checkpoints/epoch-000001/manifest.json")
+    assert disturbed.objects().has("state/step-00000001/manifest.json")
