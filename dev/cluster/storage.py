@@ -32,6 +32,7 @@ from dev.cluster.scratch import Scratch
 from dev.cluster.waiting import wait_for
 
 REGION = "us-east-1"
+VOLUMES = 10_000
 HELPER_PORTS = ("master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "admin", "admin.grpc", "grpc")
 
 
@@ -82,6 +83,8 @@ def command(
         "-admin.ui=false",
         "-webdav=false",
         "-master.telemetry=false",
+        # By default as many as whole gigabytes are free; each bucket takes some, and the next upload fails.
+        f"-volume.max={VOLUMES}",
         f"-s3.port={port}",
         f"-s3.port.grpc={ports['grpc']}",
         "-s3.port.iceberg=0",
