@@ -18,9 +18,11 @@ from tests.integration.operator.cluster import MERGE, SPEC, Cluster, RefusedErro
         ({"dataset": {"name": "photos", "uri": "s3://studio/anna"}}, ["spec.dataset", "either name or uri"]),
         ({"dataset": {}}, ["spec.dataset", "either name or uri"]),
         ({"output": {"uri": "file:///tmp"}}, ["spec.output.uri", "file:///tmp", "s3://"]),
+        ({"training": {"resolution": 256, "buckets": {"step": 512}}}, ["spec.training", "at most resolution"]),
+        ({"samples": {"seeds": [1, 1]}}, ["spec.samples", "each seed may be given once"]),
         ({"backoffLimit": -1}, ["spec.backoffLimit", "-1", "greater than or equal to 0"]),
     ],
-    ids=["rank", "unknown", "foreign", "both", "neither", "uri", "backoff"],
+    ids=["rank", "unknown", "foreign", "both", "neither", "uri", "step", "seeds", "backoff"],
 )  # fmt: skip
 def test_a_wrong_spec_is_refused_with_path_given_and_allowed(
     cluster: Cluster, spec: dict[str, Any], words: list[str]
