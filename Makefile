@@ -26,7 +26,7 @@ help: ## Show this help
 	  /^[a-z%-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: $(READY) ## Train a LoRA on a local cluster, from nothing to sample pictures (first time 15-25 min, then about 5)
+demo: $(READY) ## Train a LoRA on a local cluster, from nothing to sample pictures (first time 15-25 min, then about 3)
 	$(PYTHON) -m dev.demo up
 
 .PHONY: demo-down
