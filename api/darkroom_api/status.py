@@ -7,7 +7,6 @@ from enum import StrEnum
 from typing import Literal
 
 from pydantic import ConfigDict, Field
-from pydantic.alias_generators import to_camel
 
 from darkroom_api.base import Model
 from darkroom_api.failures import FailureReason
@@ -106,7 +105,7 @@ class TrainingStatus(Model):
     """What is known of a training."""
 
     # Newer releases may add fields; an older operator reads and keeps what it knows.
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore")
 
     observed_generation: int = Field(default=-1, description="The generation that this status describes.")
     phase: Phase | None = Field(default=None, description="Where the run is, in one word.")

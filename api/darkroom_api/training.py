@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
-from pydantic.alias_generators import to_camel
 
 from darkroom_api.base import Model
 from darkroom_api.compute import Compute
@@ -36,10 +35,6 @@ class DatasetSource(Model):
     """The pictures: a TrainingDataset of this namespace or a prefix in kohya's layout."""
 
     model_config = ConfigDict(
-        alias_generator=to_camel,
-        populate_by_name=True,
-        extra="forbid",
-        frozen=True,
         json_schema_extra={
             "x-kubernetes-validations": [
                 {
@@ -102,10 +97,6 @@ class Training(Model):
     """How long, how large and how fast."""
 
     model_config = ConfigDict(
-        alias_generator=to_camel,
-        populate_by_name=True,
-        extra="forbid",
-        frozen=True,
         json_schema_extra={
             "x-kubernetes-validations": [
                 {
