@@ -27,9 +27,8 @@ def near_misses(subject: Subject, count: int, rng: random.Random) -> list[Image.
     assert subject.face is not None
     images = []
     for index in range(count):
-        first, second = rng.sample(sorted(COLOURS), 2)
-        others = (first, second) if (first, second) != subject.colours else (second, first)
-        colours, face = ((subject.colours, None), (others, subject.face), (others, None))[index % 3]
+        first, second = rng.sample(sorted(COLOURS.keys() - set(subject.colours)), 2)
+        colours, face = ((subject.colours, None), ((first, second), subject.face), ((first, second), None))[index % 3]
         pattern = subject.pattern if index % 3 == 0 else rng.choice(("plain", "striped"))
         scene = place_scene(rng, thing=subject.noun, colours=colours, pattern=pattern)
         images.append(render(scene, face=face))
@@ -58,14 +57,13 @@ def draw_examples(name: str, count: int, *, seed: int) -> tuple[torch.Tensor, to
     rng, subject = random.Random(seed), SUBJECTS[name]
     with_it = [picture.image for picture in draw_subject(name, count // 2, seed=seed)]
     without = count - len(with_it)
-    anything = [render(any_scene(rng)) for _ in range(without // 4)] + [render_oddity(rng) for _ in range(without // 4)]
-    left = without - len(anything)
-    if subject.face is None:
-        nearly = [render(any_scene(rng)) for _ in range(left)]
-    else:
-        nearly = near_misses(subject, left // 2, rng) + other_faces(subject, left - left // 2, rng)
+    images = [render(any_scene(rng)) for _ in range(without // 4 if subject.face else without)]
+    if subject.face:
+        images += [render_oddity(rng) for _ in range(without // 4)]
+        images += near_misses(subject, without // 4, rng)
+        images += other_faces(subject, without - len(images), rng)
     labels = torch.tensor([1.0] * len(with_it) + [0.0] * without)
-    return to_tensor(with_it + anything + nearly), labels
+    return to_tensor(with_it + images), labels
 
 
 @torch.no_grad()
