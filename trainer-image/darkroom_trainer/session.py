@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +13,8 @@ from accelerate import Accelerator
 
 from darkroom_api.failures import FailureReason
 from darkroom_api.lora_training import LoraTrainingSpec
-from darkroom_trainer import objectives, state
+from darkroom_api.progress import EarlyStop
+from darkroom_trainer import choosing, objectives, state
 from darkroom_trainer.adapters import TEXT_ENCODER, UNET, Adapter, inject
 from darkroom_trainer.batches import Course, Item
 from darkroom_trainer.captions import present
@@ -56,8 +58,19 @@ class Session:
 
     @property
     def is_finished(self) -> bool:
-        """Tell whether all epochs are trained and closed."""
-        return self.position.closed_epoch >= self.course.epochs
+        """Tell whether all epochs that will be trained are closed."""
+        return self.position.closed_epoch >= self.last_epoch
+
+    @property
+    def early_stop(self) -> EarlyStop | None:
+        """Return why the run ends before its last epoch, if it does."""
+        return choosing.early_stop(self.spec.validation, self.position.validations, epochs=self.course.epochs)
+
+    @property
+    def last_epoch(self) -> int:
+        """Return the last epoch that is trained, as far as that is known."""
+        stop = self.early_stop
+        return stop.epoch if stop else self.course.epochs
 
     @property
     def epoch_to_close(self) -> int | None:
@@ -81,27 +94,18 @@ class Session:
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
         batch = self.course.batch(number)
+        place = f"step {number + 1} in epoch {number // self.course.steps_per_epoch + 1}"
         loss = self._loss(batch, number)
         value = float(loss.detach())
-        self._require_finite("loss", value, batch)
+        require_finite(f"loss of {place}", value, batch)
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.adapter.named_parameters().values(), MAXIMUM_GRADIENT_NORM)
         if not self.accelerator.scaler:  # a loss scaler leaves out such a step by itself and scales less
-            self._require_finite("gradient's norm", float(norm), batch)
+            require_finite(f"gradient's norm of {place}", float(norm), batch)
         self.optimizer.step()
         self.position.record(value, self.peaks[0] * factor)
         return Stepped(value, self.peaks[0] * factor)
-
-    def _require_finite(self, what: str, value: float, batch: list[Item]) -> None:
-        if math.isfinite(value):
-            return
-        done, names = self.position.step, ", ".join(item.picture.name for item in batch)
-        epoch = done // self.course.steps_per_epoch + 1
-        raise RunError(
-            FailureReason.LOSS_NOT_FINITE,
-            f"the {what} of step {done + 1} in epoch {epoch} is {value}; its pictures: {names[:500]}",
-        )
 
     def _loss(self, batch: list[Item], step: int) -> torch.Tensor:
         training, model = self.spec.training, self.model
@@ -111,15 +115,21 @@ class Session:
         noised = objectives.add_noise(latents.to(model.device), alphas_T, generator)
         rng = shuffler(training.seed, "captions", step)
         captions = [present(item.picture.caption, training.captions, rng) for item in batch]
+        weights_B = objectives.weights(noised.timesteps_B, alphas_T, training.objective)
+        return objectives.loss(self.predict(noised, captions), noised, weights_B)
+
+    def predict(self, noised: objectives.Noised, captions: list[str]) -> torch.Tensor:
+        """Return the noise (B, C, H, W) that the model sees in noised latents under these captions."""
+        model = self.model
         with self.accelerator.autocast():
             conditions_BLD = encode_texts(model, captions)
-            predicted = model.unet(
+            predicted_BCHW: torch.Tensor = model.unet(
                 noised.latents_BCHW.to(model.dtype),
                 noised.timesteps_B.to(model.device),
                 encoder_hidden_states=conditions_BLD,
                 return_dict=False,
             )[0]
-        return objectives.loss(predicted, noised, objectives.weights(noised.timesteps_B, alphas_T, training.objective))
+        return predicted_BCHW
 
     def capture(self) -> state.Snapshot:
         """Copy the resume state to host memory."""
@@ -142,6 +152,18 @@ class Session:
         )
         if self.accelerator.scaler and scaler:
             self.accelerator.scaler.load_state_dict(scaler)
+
+
+def require_finite(what: str, value: float, items: Sequence[Item]) -> None:
+    """Accept a number of a batch.
+
+    Raises:
+        RunError: It is not finite; the batch's pictures are named.
+    """
+    if math.isfinite(value):
+        return
+    names = ", ".join(item.picture.name for item in items)
+    raise RunError(FailureReason.LOSS_NOT_FINITE, f"the {what} is {value}; its pictures: {names[:500]}")
 
 
 def open_session(

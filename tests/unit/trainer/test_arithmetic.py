@@ -92,6 +92,16 @@ def test_noise_is_added_as_diffusers_does() -> None:
     assert torch.equal(noised.latents_BCHW, theirs.add_noise(clean, noised.noise_BCHW, noised.timesteps_B))
 
 
+def test_a_given_noise_at_given_timesteps_is_added_as_diffusers_does() -> None:
+    alphas = DDIMScheduler(**SCHEDULER).alphas_cumprod
+    clean, noise = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    timesteps = torch.tensor([0, 500, 999])
+    noised = objectives.diffuse(clean, noise, timesteps, alphas_T=alphas)
+    theirs = DDPMScheduler(**{name: SCHEDULER[name] for name in ("beta_start", "beta_end", "beta_schedule")})
+    assert torch.equal(noised.latents_BCHW, theirs.add_noise(clean, noise, timesteps))
+    assert torch.equal(noised.timesteps_B, timesteps)
+
+
 def test_min_snr_weights() -> None:
     alphas = torch.tensor([0.99, 0.5, 0.1])  # signal-to-noise ratios of 99, 1 and 1/9
     steps = torch.tensor([0, 1, 2])
@@ -104,4 +114,5 @@ def test_loss_is_the_weighted_mean_square_error() -> None:
     noised = objectives.Noised(noise, noise, torch.tensor([0, 1]))
     predicted = torch.tensor([[1.0, 3.0], [2.0, 2.0]]).view(2, 1, 1, 2)
     assert objectives.loss(predicted, noised, torch.tensor([1.0, 0.5])).item() == (5 + 2) / 2
+    assert objectives.losses(predicted, noised, torch.tensor([1.0, 0.5])).tolist() == [5, 2]
     assert math.isnan(objectives.loss(predicted * math.nan, noised, torch.ones(2)).item())
