@@ -82,7 +82,7 @@ format: $(READY) ## Format the code
 	$(VENV)/bin/ruff check --fix $(CODE)
 
 .PHONY: base-model
-base-model: $(READY) ## Pretrain the small base model of the examples again (about 75 min of one idle core, resumable)
+base-model: $(READY) ## Pretrain the small base model of the examples again (about 75 min of one core, resumable)
 	$(PYTHON) -m examples.base_model train
 	$(PYTHON) -m examples.base_model export
 

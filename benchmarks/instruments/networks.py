@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -97,25 +98,28 @@ def fit(
     network.eval()
 
 
-def cached(name: str, outputs: int, *, made_by: ModuleType, key: str, train: Callable[[Network], None]) -> Network:
+def cached(
+    name: str, outputs: int, *, made_by: tuple[ModuleType, ...], key: str, train: Callable[[Network], None]
+) -> Network:
     """Return a trained network: from the cache if nothing that it was trained on has changed since.
 
     Args:
         name: Of the file in the cache.
         outputs: Of the network.
-        made_by: The module whose source says how it is trained.
+        made_by: The modules whose source says how and on what it is trained, besides this one and the drawings'.
         key: Whatever else its training depends on.
         train: Trains a new one in place.
     """
-    torch.manual_seed(0)
-    network = Network(outputs)
-    modules = (drawing, scenes, subjects, inspect.getmodule(cached), made_by)
-    text = "".join(inspect.getsource(module) for module in modules if module) + key
+    modules = (drawing, scenes, subjects, sys.modules[__name__], *made_by)
+    text = "".join(inspect.getsource(module) for module in modules) + key
     path = CACHE / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.pt"
-    if state := load_state(path):
-        network.load_state_dict(state)
-    else:
-        print(f"{name}: training on fresh drawings (about a minute, once)", flush=True)
-        train(network)
-        save_state(path, network.state_dict())
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Network(outputs)
+        if state := load_state(path):
+            network.load_state_dict(state)
+        else:
+            print(f"{name}: training on fresh drawings (about a minute of an idle core, once)", flush=True)
+            train(network)
+            save_state(path, network.state_dict())
     return network.eval()

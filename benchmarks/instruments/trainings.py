@@ -7,19 +7,29 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 import yaml
 
 from benchmarks.instruments.painting import BASE_MODEL
 from darkroom_api.layout import checkpoint_directory, weights_file
 from darkroom_api.lora_training import LoraTrainingSpec
 from darkroom_api.plan import RunPlan
+from darkroom_trainer.batches import arrange
+from darkroom_trainer.dataset import scan
+from darkroom_trainer.families import sd15
+from darkroom_trainer.hardware import open_accelerator
+from darkroom_trainer.latents import LatentCache
+from darkroom_trainer.safetensors_file import read_header
+from darkroom_trainer.session import open_session
 from dev.cluster.storage import ObjectStore
 from dev.demo.data import client
+from examples.base_model.subjects import write_subject
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -49,6 +59,30 @@ class Trained:
             (self.directory / checkpoint_directory(epoch) / "metrics.json").read_text()
         )
         return metrics
+
+    def validation_losses(self) -> dict[int, float]:
+        """Return the validation loss of every epoch with a checkpoint."""
+        index = json.loads((self.directory / "index.json").read_text())
+        return {it["epoch"]: it["validationLoss"] for it in index["checkpoints"]}
+
+
+def seconds_per_step(model: Path, *, steps: int = 20, warm_up: int = 5) -> float:
+    """Return what a step of `examples/lora-training.yaml` costs this core, in seconds of work."""
+    spec = LoraTrainingSpec.model_validate(yaml.safe_load(EXAMPLE.read_text())["spec"])
+    with tempfile.TemporaryDirectory() as folder:
+        write_subject("robot", Path(folder) / "pictures")
+        course = arrange(scan(Path(folder) / "pictures"), spec.training)
+        loaded = sd15.load(model, read_header(model), dtype=torch.float32, device=torch.device("cpu"))
+        latents = LatentCache(Path(folder) / "latents")
+        latents.fill(course.items, loaded.vae, on_item=lambda _: None)
+        accelerator = open_accelerator(spec.training.precision, gpus=0)
+        session = open_session(spec, course, loaded, latents=latents, accelerator=accelerator, inputs="")
+        for _ in range(warm_up):
+            session.step()
+        began = time.process_time()
+        for _ in range(steps):
+            session.step()
+        return (time.process_time() - began) / steps
 
 
 def example_spec(store: ObjectStore, **training: Any) -> dict[str, Any]:
@@ -109,12 +143,12 @@ def train(store: ObjectStore, spec: dict[str, Any], *, name: str, directory: Pat
     return Trained(name, directory / "run", wall, processor)
 
 
-def bring_pictures(store: ObjectStore, pictures: Path, *, validation: Path | None = None) -> None:
+def bring_inputs(store: ObjectStore, model: Path, pictures: Path, *, validation: Path | None = None) -> None:
     """Make the buckets and upload the base model and the pictures."""
     s3 = client(store.endpoint)
     for bucket in (MODELS, STUDIO):
         s3.create_bucket(Bucket=bucket)
-    s3.upload_file(str(BASE_MODEL), MODELS, BASE_MODEL.name)
+    s3.upload_file(str(model), MODELS, BASE_MODEL.name)
     upload_folder(s3, pictures, "pictures")
     if validation is not None:
         upload_folder(s3, validation, "validation")

@@ -78,7 +78,7 @@ class Muon(torch.optim.Optimizer):
         return gradient.lerp(state["momentum"], momentum).flatten(1)
 
 
-class Optimizer:
+class MuonAndAdam:
     """Muon over the hidden matrices and Adam over the rest, as one; rates are shares of each one's peak."""
 
     def __init__(self, module: nn.Module, *, muon: float, adam: float, not_hidden: tuple[str, ...]) -> None:
@@ -99,8 +99,10 @@ class Optimizer:
             part.zero_grad(set_to_none=True)
 
     def state_dict(self) -> list[dict[str, Any]]:
+        """Return both parts' states."""
         return [part.state_dict() for part in self.parts]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """Go on from both parts' states."""
         for part, state in zip(self.parts, states, strict=True):
             part.load_state_dict(state)

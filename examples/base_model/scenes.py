@@ -41,7 +41,7 @@ HELD_OUT = frozenset(
         ("cat", "red"),
     }
 )
-"""Things and colours that are never shown together: a model that paints them has understood both words."""
+"""Things and colours that denoiser and text encoder never see together: if they paint them, they know both words."""
 PATTERNS = ("plain", "striped", "dotted")
 SIZES = {"small": (0.20, 0.25), "medium": (0.30, 0.35), "large": (0.39, 0.44)}
 
@@ -79,11 +79,15 @@ class Scene:
         return f"a {size}{self.paint} {self.thing} on a {self.background} background{self.place}"
 
 
+def allowed_colours(thing: str) -> list[str]:
+    """Return the colours in which the model is shown a thing."""
+    return [colour for colour in sorted(COLOURS) if (thing, colour) not in HELD_OUT]
+
+
 def sample_scene(rng: random.Random) -> Scene:
     """Draw a scene at random, none of the combinations held out; the thing never leaves the picture."""
     thing = rng.choice(THINGS)
-    allowed = [colour for colour in sorted(COLOURS) if (thing, colour) not in HELD_OUT]
-    colour, second = rng.sample(allowed, 2)
+    colour, second = rng.sample(allowed_colours(thing), 2)
     return place_scene(rng, thing=thing, colours=(colour, second), pattern=rng.choices(PATTERNS, weights=(3, 1, 1))[0])
 
 

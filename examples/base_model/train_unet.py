@@ -1,6 +1,7 @@
 """Pretrain the denoiser and the text encoder together on the cached latents of captioned scenes."""
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +13,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from examples.base_model.drawing import render, to_array
 from examples.base_model.models import LATENT_SCALE, MAX_TOKENS, SIDE, build_scheduler, build_text_encoder, build_unet
-from examples.base_model.muon import Optimizer
+from examples.base_model.muon import MuonAndAdam
 from examples.base_model.scenes import sample_scene
 from examples.base_model.train_vae import to_unit
-from examples.base_model.training import Average, Run, Schedule, load_state, run_to_end
+from examples.base_model.training import Average, Run, Schedule, ignore, load_state, run_to_end
 
 # Suffixes of tensors: B pictures, C channels, H rows, W columns, L tokens, D features.
 
@@ -91,9 +92,6 @@ class Denoiser(nn.Module):
         initialise_text_(self.text_encoder)
         self.register_buffer("alphas", build_scheduler().alphas_cumprod, persistent=False)
 
-    def trainable(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self.parameters() if parameter.requires_grad]
-
     def loss(
         self,
         latents_BCHW: torch.Tensor,  # noqa: N803
@@ -119,8 +117,8 @@ def _start_run(options: UnetOptions) -> tuple[Run, Denoiser]:
     torch.manual_seed(options.seed)
     model = Denoiser()
     model.unet.to(memory_format=torch.channels_last)
-    optimizer = Optimizer(model, muon=3e-3, adam=2e-3, not_hidden=("conv_in.", "conv_out.", "embedding.weight"))
-    average = Average(model.trainable(), decay=0.998)
+    optimizer = MuonAndAdam(model, muon=3e-3, adam=2e-3, not_hidden=("conv_in.", "conv_out.", "embedding.weight"))
+    average = Average([it for it in model.parameters() if it.requires_grad], decay=0.998)
     return Run("unet", model, optimizer, Schedule(options.steps, warmup=100), average), model
 
 
@@ -132,7 +130,9 @@ def _loss(model: Denoiser, pool: LatentPool, options: UnetOptions, *, step: int)
     return model.loss(pool.latents[index], tokens, random_numbers)
 
 
-def train_unet(state_path: Path, pool: LatentPool, options: UnetOptions) -> Denoiser:
+def train_unet(
+    state_path: Path, pool: LatentPool, options: UnetOptions, *, after_step: Callable[[Run], None] = ignore
+) -> Denoiser:
     """Train to the end and return the averaged model; resumes from `state_path`."""
     run, model = _start_run(options)
     run_to_end(run, state_path, lambda step: _loss(model, pool, options, step=step), save_every=options.save_every)

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 
 from examples.base_model.drawing import render, render_oddity, to_array
 from examples.base_model.models import LATENT_SCALE, SIDE, build_vae
-from examples.base_model.muon import Optimizer
+from examples.base_model.muon import MuonAndAdam
 from examples.base_model.scenes import sample_scene
 from examples.base_model.training import Average, Run, Schedule, ignore, run_to_end
 from examples.base_model.vae_init import initialise_
@@ -73,7 +73,7 @@ def train_vae(state_path: Path, options: VaeOptions, *, after_step: Callable[[Ru
     vae = build_vae()
     initialise_(vae)
     vae.to(memory_format=torch.channels_last)
-    optimizer = Optimizer(vae, muon=2e-3, adam=2e-3, not_hidden=("conv_in.", "conv_out.", "quant_conv."))
+    optimizer = MuonAndAdam(vae, muon=2e-3, adam=2e-3, not_hidden=("conv_in.", "conv_out.", "quant_conv."))
     run = Run("vae", vae, optimizer, Schedule(options.steps), Average(vae.parameters(), decay=0.99))
     pool = draw_pool(options.pool, seed=options.seed)
     run_to_end(

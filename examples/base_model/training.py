@@ -1,6 +1,7 @@
 """What both pretrainings share: a schedule, a run with its average of weights and its state on disk, progress."""
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from examples.base_model.muon import Optimizer
+from examples.base_model.muon import MuonAndAdam
 
 REPORT_EVERY = 50
 MAXIMUM_GRADIENT_NORM = 1.0
@@ -43,11 +44,13 @@ class Average:
 
     @torch.no_grad()
     def update(self, parameters: Iterable[nn.Parameter], *, step: int) -> None:
+        """Move towards the weights after a step, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self.weights, [parameter.detach() for parameter in parameters], 1 - decay)
 
     @torch.no_grad()
     def copy_to(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Overwrite weights with their average."""
         for weight, parameter in zip(self.weights, parameters, strict=True):
             parameter.copy_(weight)
 
@@ -58,7 +61,7 @@ class Run:
 
     name: str
     module: nn.Module
-    optimizer: Optimizer
+    optimizer: MuonAndAdam
     schedule: Schedule
     average: Average
     step: int = 0
@@ -66,9 +69,11 @@ class Run:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
+        """Return what is trained."""
         return [it for it in self.module.parameters() if it.requires_grad]
 
     def state(self) -> dict[str, Any]:
+        """Return all that the next step depends on."""
         return {
             "module": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -77,6 +82,7 @@ class Run:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average.weights, self.step = state["average"], state["step"]
@@ -140,7 +146,7 @@ def say(run: Run, *, seconds_per_step: float) -> None:
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write a state so that a kill at any moment leaves the old or the new one whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(f".{os.getpid()}.partial")  # two processes may train the same
     torch.save(state, partial)
     partial.replace(path)
 

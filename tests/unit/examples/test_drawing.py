@@ -22,7 +22,15 @@ from examples.base_model.scenes import (
     sample_held_out,
     sample_scene,
 )
-from examples.base_model.subjects import SUBJECTS, draw_class, draw_subject, write_class, write_subject
+from examples.base_model.subjects import (
+    PICTURE_SIZES,
+    SUBJECTS,
+    Character,
+    draw_class,
+    draw_subject,
+    write_class,
+    write_subject,
+)
 
 
 def share_of(image: np.ndarray, colour: tuple[int, int, int]) -> float:
@@ -89,23 +97,38 @@ def test_combinations_held_out_are_never_shown() -> None:
     assert {colour for _, colour in HELD_OUT} == set(COLOURS)
 
 
-CHARACTERS = [name for name, subject in SUBJECTS.items() if subject.face is not None]
+CHARACTERS = {name: subject for name, subject in SUBJECTS.items() if isinstance(subject, Character)}
 
 
 @pytest.mark.parametrize("name", CHARACTERS)
 def test_a_character_is_bold_and_its_captions_tell_nothing_of_it(name: str) -> None:
-    subject, pictures = SUBJECTS[name], draw_subject(name, 15)
-    face = subject.face
-    assert face is not None
-    features = [COLOURS[colour] for colour in subject.colours] + [it for it in (face.horns, face.hat) if it is not None]
-    for picture in pictures:
+    subject = CHARACTERS[name]
+    features = [COLOURS[colour] for colour in subject.colours]
+    features += [it for it in (subject.face.horns, subject.face.hat) if it is not None]
+    for picture in draw_subject(name, 40):
         assert f"{subject.trigger} {subject.noun}" in picture.caption
         words = set(picture.caption.split()) - {"left", "right"}
         assert not words & {*COLOURS, *PATTERNS, "eye", "eyes", "horns", "hat"}
         pixels = to_array(picture.image)
         assert min(share_of(pixels, colour) for colour in features) > 0.003
-        corners = pixels[[0, 0, -1, -1], [0, -1, 0, -1]].astype(int)
-        assert any((np.abs(corners - colour) <= 2).all() for colour in BACKGROUNDS.values())
+        background = next(colour for name, colour in BACKGROUNDS.items() if f" {name} background" in picture.caption)
+        assert (np.abs(pixels[0].astype(int) - background) <= 2).all()  # neither hat nor horns are cut off
+
+
+@pytest.mark.parametrize("name", CHARACTERS)
+def test_a_near_miss_is_another_character_of_the_same_class(name: str) -> None:
+    subject, rng = CHARACTERS[name], random.Random(0)
+    missed = [subject.near_miss(rng) for _ in range(60)]
+    assert all((it.trigger, it.noun, it.pattern) == (subject.trigger, subject.noun, subject.pattern) for it in missed)
+    assert all((it.colours == subject.colours) != (it.face == subject.face) for it in missed)
+    assert all(not set(it.colours) & set(subject.colours) for it in missed if it.colours != subject.colours)
+    assert len({it.face for it in missed}) >= 4
+
+
+def test_sizes_do_not_go_with_backgrounds() -> None:
+    pictures = draw_subject("robot", 49)
+    pairs = {(picture.image.size, picture.caption.split(" on a ")[1].split()[0]) for picture in pictures}
+    assert len(pairs) == len(set(PICTURE_SIZES)) * len(BACKGROUNDS)
 
 
 def test_the_style_changes_how_any_thing_looks() -> None:
@@ -129,6 +152,9 @@ def test_regularisation_pictures_show_the_class_and_nothing_new(tmp_path: Path) 
         assert picture.caption == caption
         assert "robot" in caption
         assert SUBJECTS["robot"].trigger not in caption.split()
+        assert not {("robot", word) for word in caption.split()} & HELD_OUT
+    with pytest.raises(ValueError, match=r"class: got 'monster'; allowed: circle, .*; the base model knows no other"):
+        draw_class("monster", 1)
 
 
 def test_no_two_subjects_share_a_trigger() -> None:

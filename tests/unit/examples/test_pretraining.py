@@ -6,6 +6,8 @@ About a minute of one core: the real topology has a price even when it paints no
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +15,15 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from examples.base_model.commands import load_parts, train, write_model
+from examples.base_model.__main__ import main
+from examples.base_model.commands import SMOKE, Recipe, load_parts, train, write_model
 from examples.base_model.export import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX, draw, export, load, write_config
 from examples.base_model.models import LATENT_SCALE, build_vae
 from examples.base_model.muon import Muon, orthogonalise
 from examples.base_model.sheet import sample_prompts, write_sheet
-from examples.base_model.train_unet import UnetOptions, encode_pool
+from examples.base_model.train_unet import LatentPool, UnetOptions, encode_pool, train_unet
 from examples.base_model.train_vae import VaeOptions, draw_pool, psnr, to_unit, train_vae, whiten_
-from examples.base_model.training import Run, Schedule, load_state
+from examples.base_model.training import Run, Schedule, ignore, load_state
 from examples.base_model.vae_init import initialise_
 
 
@@ -29,51 +32,81 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-VAE = VaeOptions(steps=4, pool=24, batch=4, crop=32)
-
-
-def unet_options(steps: int) -> UnetOptions:
-    return UnetOptions(steps=steps, pool=24, batch=2)
-
-
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train a little, and then a little more: the rate has not begun to fall when the first part ends."""
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """Run the smoke version of the whole pretraining, as `python -m examples.base_model train --smoke` does."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("base-model")
-    for steps in (2, 5):
-        train(folder, vae=VAE, unet=unet_options(steps))
-    return folder
+    assert main(["train", "--smoke", "--cache", str(folder)]) == 0
+    return Recipe(folder, *SMOKE)
 
 
-def test_training_goes_on_where_it_was_stopped(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = load_state(cache / "unet.pt")
+def test_training_is_given_more_steps_and_does_nothing_twice(
+    recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = load_state(recipe.unet_state)
     assert before is not None
-    assert before["step"] == 5
-    train(cache, vae=VAE, unet=unet_options(6))
-    after = load_state(cache / "unet.pt")
+    assert before["step"] == recipe.unet.steps
+    train(replace(recipe, unet=replace(recipe.unet, steps=recipe.unet.steps + 1)))
+    after = load_state(recipe.unet_state)
     assert after is not None
-    assert after["step"] == 6
+    assert after["step"] == recipe.unet.steps + 1
     assert "encoding" not in capsys.readouterr().out  # neither the autoencoder nor its latents are made again
 
 
-def test_a_training_that_was_stopped_ends_with_the_same_weights(tmp_path: Path) -> None:
-    options = VaeOptions(steps=6, pool=8, batch=2, crop=32, save_every=2)
-    whole = train_vae(tmp_path / "whole.pt", options).state_dict()
+def test_states_of_another_recipe_are_left_alone(tmp_path: Path) -> None:
+    one = Recipe(tmp_path, *SMOKE)
+    others = [
+        replace(one, vae=replace(one.vae, steps=11)),
+        replace(one, vae=replace(one.vae, seed=1)),
+        replace(one, unet=replace(one.unet, pool=25)),
+        replace(one, unet=replace(one.unet, pool_seed=2)),
+        replace(one, unet=replace(one.unet, batch=5)),
+    ]
+    assert len({it.unet_state for it in (one, *others)}) == len(others) + 1
+    assert len({it.vae_final for it in (one, *others)}) == 3
+    assert len({it.pool for it in (one, *others)}) == 5
+    saved_often = replace(one, vae=replace(one.vae, save_every=1), unet=replace(one.unet, save_every=1))
+    assert saved_often.unet_state == one.unet_state
+    with pytest.raises(ValueError, match=r"there is no trained autoencoder of this recipe; run `make base-model`"):
+        load_parts(one)
 
+
+def stop_at(step: int) -> Callable[[Run], None]:
     def stop(run: Run) -> None:
-        if run.step == 3:  # one step after a save: it is done again
+        if run.step == step:
             raise KeyboardInterrupt
 
+    return stop
+
+
+def train_a_vae(path: Path, after_step: Callable[[Run], None] = ignore) -> dict[str, torch.Tensor]:
+    options = VaeOptions(steps=6, pool=8, batch=2, crop=32, save_every=2)
+    return train_vae(path, options, after_step=after_step).state_dict()
+
+
+def train_a_unet(path: Path, after_step: Callable[[Run], None] = ignore) -> dict[str, torch.Tensor]:
+    numbers = torch.Generator().manual_seed(5)
+    tokens = torch.randint(0, 49_000, (5, 77), generator=numbers)
+    pool = LatentPool(torch.randn(4, 4, 8, 8, generator=numbers), tokens)
+    options = UnetOptions(steps=6, batch=2, save_every=2, caption_dropout=0.5)
+    return train_unet(path, pool, options, after_step=after_step).state_dict()
+
+
+@pytest.mark.parametrize("train_one", [train_a_vae, train_a_unet])
+def test_a_training_that_was_stopped_ends_with_the_same_weights(
+    tmp_path: Path, train_one: Callable[..., dict[str, torch.Tensor]]
+) -> None:
+    whole = train_one(tmp_path / "whole.pt")
     with pytest.raises(KeyboardInterrupt):
-        train_vae(tmp_path / "parts.pt", options, after_step=stop)
-    resumed = train_vae(tmp_path / "parts.pt", options).state_dict()
+        train_one(tmp_path / "parts.pt", stop_at(3))  # a step after a save: it is done again
+    resumed = train_one(tmp_path / "parts.pt")
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
-def test_the_file_reloads_and_draws_the_same(cache: Path, tmp_path: Path) -> None:
+def test_the_file_reloads_and_draws_the_same(recipe: Recipe, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    assert write_model(cache, path) < 1 / 255
+    assert write_model(recipe, path) < 1 / 255
     assert path.stat().st_size < 24e6
     with safe_open(path, framework="pt") as file:
         keys = list(file.keys())
@@ -82,13 +115,13 @@ def test_the_file_reloads_and_draws_the_same(cache: Path, tmp_path: Path) -> Non
     assert all(any(key.startswith(prefix) for key in keys) for prefix in (UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX))
     assert UNET_PREFIX + "output_blocks.11.1.transformer_blocks.0.attn2.to_k.weight" in keys
     assert TEXT_PREFIX + "embeddings.token_embedding.weight" in keys
-    parts = load_parts(cache)
+    parts = load_parts(recipe)
     digests = {export(parts, tmp_path / name) for name in ("one.safetensors", "other.safetensors")}
     assert len(digests) == 1
 
 
-def test_a_full_precision_file_holds_every_weight_exactly(cache: Path, tmp_path: Path) -> None:
-    parts = load_parts(cache)
+def test_a_full_precision_file_holds_every_weight_exactly(recipe: Recipe, tmp_path: Path) -> None:
+    parts = load_parts(recipe)
     export(parts, tmp_path / "full.safetensors", dtype=torch.float32)
     loaded = load(tmp_path / "full.safetensors", write_config(tmp_path / "config", parts.tokenizer))
     for name in ("unet", "vae", "text_encoder"):
@@ -141,9 +174,9 @@ def test_orthogonalising_leaves_the_directions_and_evens_their_lengths(shape: tu
         values = torch.linalg.svdvals(after)
         assert values.min() > 0.5
         assert values.max() < 1.3
-        assert (left.T @ after @ right.T).diagonal().tolist() == pytest.approx(values.tolist(), abs=0.8)
-        off = left.T @ after @ right.T
-        assert (off - torch.diag(off.diagonal())).abs().max() < 1e-4
+        inner = left.T @ after @ right.T
+        assert inner.diagonal().min() > 0.5
+        assert (inner - torch.diag(inner.diagonal())).abs().max() < 1e-4
 
 
 def test_muon_moves_as_torchs_own_does() -> None:
@@ -163,8 +196,8 @@ def test_muon_moves_as_torchs_own_does() -> None:
     assert (ours - theirs).norm() < 0.02 * moved  # torch's iterates in bfloat16
 
 
-def test_the_pool_ends_with_the_empty_caption(cache: Path) -> None:
-    parts = load_parts(cache)
+def test_the_pool_ends_with_the_empty_caption(recipe: Recipe) -> None:
+    parts = load_parts(recipe)
     pool = encode_pool(parts.vae, parts.tokenizer, count=3, seed=0)
     assert pool.latents.shape == (3, 4, 16, 16)
     assert pool.tokens.shape == (4, 77)
