@@ -1,4 +1,4 @@
-"""The course of a run: which pictures are shown together at which step.
+"""The course of a run: which pictures are shown together, and at which optimizer step.
 
 Everything follows from the pictures, the spec and the seed, so a resumed run needs nothing but its step.
 """
@@ -37,6 +37,8 @@ class Course:
     batch_size: int
     epochs: int
     seed: int
+    accumulation: int = 1
+    """Batches per optimizer step."""
 
     @property
     def pictures(self) -> list[Picture]:
@@ -44,9 +46,14 @@ class Course:
         return [item.picture for item in self.items]
 
     @cached_property
-    def steps_per_epoch(self) -> int:
+    def batches_per_epoch(self) -> int:
         """Return the batches of an epoch: a bucket's last may be short, and two buckets never share one."""
         return sum(-(-len(items) // self.batch_size) for items in self.buckets.values())
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Return the optimizer steps of an epoch: the last takes the batches that are left."""
+        return -(-self.batches_per_epoch // self.accumulation)
 
     @property
     def total_steps(self) -> int:
@@ -73,13 +80,17 @@ class Course:
         ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
-    def batch(self, step: int) -> list[Item]:
-        """Return what is shown at a step, from 0."""
+    def window(self, step: int) -> list[list[Item]]:
+        """Return the batches of a step, from 0.
+
+        They follow each other in the epoch's order, of whatever buckets they are, as kohya accumulates.
+        """
         epoch, index = divmod(step, self.steps_per_epoch)
         if epoch not in self._recent_order:
             self._recent_order.clear()
             self._recent_order[epoch] = self.order(epoch)
-        return self._recent_order[epoch][index]
+        start = index * self.accumulation
+        return self._recent_order[epoch][start : start + self.accumulation]
 
     @cached_property
     def _recent_order(self) -> dict[int, list[list[Item]]]:
@@ -120,4 +131,4 @@ def arrange(pictures: Sequence[Picture], training: Training) -> Course:
     buckets: dict[Size, list[Item]] = {}
     for item in sorted(items, key=lambda it: it.placement.bucket):
         buckets.setdefault(item.placement.bucket, []).extend([item] * item.picture.repeats)
-    return Course(items, buckets, training.batch_size, training.epochs, training.seed)
+    return Course(items, buckets, training.batch_size, training.epochs, training.seed, training.gradient_accumulation)

@@ -48,10 +48,11 @@ class Results:
         spec, position = self.session.spec, self.session.position
         is_last = epoch == self.session.course.epochs
         has_checkpoint = epoch > 0 and (is_last or epoch % spec.checkpoints.every_epochs == 0)
-        if has_checkpoint:
-            self._write_checkpoint(epoch, is_last=is_last)
-        if spec.samples.prompts and (is_last or epoch % spec.samples.every_epochs == 0):
-            self._paint_samples(epoch)
+        with self.session.evaluating():
+            if has_checkpoint:
+                self._write_checkpoint(epoch, is_last=is_last)
+            if spec.samples.prompts and (is_last or epoch % spec.samples.every_epochs == 0):
+                self._paint_samples(epoch)
         if has_checkpoint:
             position.forget_steps()
         position.closed_epoch = epoch
