@@ -82,8 +82,9 @@ format: $(READY) ## Format the code
 	$(VENV)/bin/ruff check --fix $(CODE)
 
 .PHONY: base-model
-base-model: $(READY) ## Pretrain the small base model of the examples again (hours of CPU, resumable)
+base-model: $(READY) ## Pretrain the small base model of the examples again (about 75 min of one idle core, resumable)
 	$(PYTHON) -m examples.base_model train
+	$(PYTHON) -m examples.base_model export
 
 bench-%: $(READY) ## Run benchmarks/PROGRAM.py and print its figures
 	$(PYTHON) -m benchmarks.$(subst -,_,$*)

@@ -28,6 +28,13 @@ _TRAINING_COLUMNS: tuple[Column, ...] = (
         "jsonPath": ".status.progress.estimatedRemainingSeconds",
         "description": "Seconds to the end.",
     },
+    {
+        "name": "Best",
+        "type": "integer",
+        "jsonPath": ".status.bestEpoch",
+        "description": "Epoch of the least validation loss.",
+        "priority": 1,
+    },
     {"name": "Reason", "type": "string", "jsonPath": ".status.conditions[?(@.type=='Ready')].reason", "priority": 1},
     {"name": "Output", "type": "string", "jsonPath": ".status.output", "priority": 1},
     {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},

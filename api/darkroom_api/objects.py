@@ -7,7 +7,7 @@ from datetime import datetime
 from pydantic import Field
 
 from darkroom_api.base import Model
-from darkroom_api.progress import CheckpointRecord, Plan
+from darkroom_api.progress import CheckpointRecord, Loss, Plan
 
 
 class FileRecord(Model):
@@ -25,6 +25,16 @@ class Manifest(Model):
     epoch: int = Field(ge=0, description="Epochs completed.")
     step: int = Field(ge=0, description="Optimizer steps done.")
     files: list[FileRecord] = Field(description="Every file of the directory, by name.")
+    validation_loss: Loss | None = Field(
+        default=None, description="Of a checkpoint: its loss over the validation pictures, if measured."
+    )
+
+
+class ValidationRecord(Model):
+    """A point of the validation curve."""
+
+    epoch: int = Field(ge=0, description="Epochs completed; 0 is before training.")
+    loss: Loss = Field(description="Mean loss over the validation pictures.")
 
 
 class Index(Model):
@@ -34,4 +44,10 @@ class Index(Model):
     name: str = Field(description="Name of the resource.")
     plan: Plan | None = Field(default=None, description="What the dataset meant in steps.")
     checkpoints: list[CheckpointRecord] = Field(default_factory=list, description="Oldest first.")
+    validations: list[ValidationRecord] = Field(
+        default_factory=list, description="The whole validation curve, oldest first."
+    )
+    best_epoch: int | None = Field(
+        default=None, ge=1, description="Epoch of the least validation loss among the checkpoints."
+    )
     updated: datetime = Field(description="When it was written.")

@@ -23,6 +23,7 @@ class Stage(StrEnum):
     CACHING = "Caching"
     RESUMING = "Resuming"
     TRAINING = "Training"
+    VALIDATING = "Validating"
     SAMPLING = "Sampling"
     SAVING = "Saving"
     UPLOADING = "Uploading"
@@ -40,12 +41,23 @@ class Bucket(Model):
 class Plan(Model):
     """What the dataset turned out to mean in steps."""
 
-    images: int = Field(ge=0, description="Pictures, repeats not counted.")
+    images: int = Field(ge=0, description="Pictures that are trained on, repeats not counted.")
+    validation_images: int = Field(default=0, ge=0, description="Pictures that only the validation sees.")
     buckets: list[Bucket] = Field(
         default_factory=list, max_length=512, description="Sizes and how many pictures each has."
     )
     steps_per_epoch: int = Field(ge=0, description="Optimizer steps of one epoch.")
     total_steps: int = Field(ge=0, description="Optimizer steps of the whole run.")
+
+
+Loss = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class EarlyStop(Model):
+    """Why a run ended before the last epoch that was asked for."""
+
+    epoch: int = Field(ge=1, description="The last epoch trained.")
+    validations: int = Field(ge=1, description="Validations in a row that brought no new minimum.")
 
 
 class CheckpointRecord(Model):
@@ -56,6 +68,7 @@ class CheckpointRecord(Model):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the weights file.")
     size_bytes: int = Field(ge=0, description="Size of the weights file.")
     num_samples: int = Field(default=0, ge=0, le=256, description="Sample pictures of the epoch in the store.")
+    validation_loss: Loss | None = Field(default=None, description="Loss over the validation pictures, if measured.")
 
 
 class Progress(Model):
@@ -79,6 +92,10 @@ class Progress(Model):
     )
     learning_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
         default=None, description="Learning rate of the last step."
+    )
+    validation_loss: Loss | None = Field(default=None, description="Loss of the last validation.")
+    best_epoch: int | None = Field(
+        default=None, ge=1, description="Epoch of the least validation loss among those with a checkpoint in the store."
     )
     checkpoints: list[CheckpointRecord] = Field(
         default_factory=list, max_length=1024, description="Checkpoints in the store, oldest first."

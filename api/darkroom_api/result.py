@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 from darkroom_api.base import Model
 from darkroom_api.failures import FailureReason
 from darkroom_api.names import TERMINATION_MESSAGE_BYTES
-from darkroom_api.progress import CheckpointRecord, Plan
+from darkroom_api.progress import CheckpointRecord, EarlyStop, Plan
 
 
 class RunFailure(Model):
@@ -31,6 +31,10 @@ class RunResult(Model):
     checkpoints: list[CheckpointRecord] = Field(
         default_factory=list, description="Checkpoints in the store, oldest first; as many of the newest as fit."
     )
+    best_epoch: int | None = Field(
+        default=None, ge=1, description="Epoch of the least validation loss among those with a checkpoint in the store."
+    )
+    stopped_early: EarlyStop | None = Field(default=None, description="Why, if epochs were left out.")
     failure: RunFailure | None = Field(default=None, description="Why, if it failed.")
 
 

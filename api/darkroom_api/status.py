@@ -84,6 +84,7 @@ class ProgressStatus(Model):
     steps_per_second: float | None = Field(default=None, description="Speed over the last steps.")
     estimated_remaining_seconds: int | None = Field(default=None, description="Time to the end at the present speed.")
     loss: float | None = Field(default=None, description="Mean loss of the last steps.")
+    validation_loss: float | None = Field(default=None, description="Loss of the last validation.")
     learning_rate: float | None = Field(default=None, description="Learning rate of the last step.")
     last_updated_time: datetime = Field(description="When the pod reported this.")
 
@@ -96,6 +97,9 @@ class CheckpointStatus(Model):
     uri: str = Field(max_length=2048, description="Address of the file.")
     sha256: str = Field(max_length=64, description="SHA-256 of the file.")
     size_bytes: int = Field(description="Size of the file.")
+    validation_loss: float | None = Field(
+        default=None, description="Loss over the validation pictures, if spec.validation asks for it; less is better."
+    )
     samples: list[str] = Field(
         default_factory=list, max_length=256, description="Addresses of the sample pictures of the epoch."
     )
@@ -124,7 +128,14 @@ class TrainingStatus(Model):
     plan: Plan | None = Field(default=None, description="What the dataset turned out to mean in steps.")
     progress: ProgressStatus | None = Field(default=None, description="Live progress.")
     checkpoints: list[CheckpointStatus] = Field(
-        default_factory=list, max_length=64, description="Checkpoints in the store, oldest first; the newest 64."
+        default_factory=list,
+        max_length=64,
+        description="Checkpoints in the store, oldest first: the newest 64, the best epoch's always among them.",
+    )
+    best_epoch: int | None = Field(
+        default=None,
+        description="Epoch whose checkpoint has the least validation loss, the earliest of equals. Only with "
+        "spec.validation.",
     )
     output: str | None = Field(default=None, max_length=2048, description="Where everything of this run lies.")
 

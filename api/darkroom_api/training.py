@@ -12,6 +12,7 @@ from darkroom_api.objectives import Objective
 from darkroom_api.optimizers import AdamW, Optimizer
 from darkroom_api.schedules import Constant, Schedule
 from darkroom_api.storage import DNS_NAME, S3Uri, Storage
+from darkroom_api.validation import Validation
 
 Prompt = Annotated[str, Field(max_length=2000)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
@@ -230,6 +231,11 @@ class TrainingSpec(Model):
     training: Training = Field(default_factory=Training, description="How long, how large and how fast.")
     checkpoints: Checkpoints = Field(default_factory=Checkpoints, description="What is kept of the run.")
     samples: Samples = Field(default_factory=Samples, description="Pictures painted before training and after epochs.")
+    validation: Validation | None = Field(
+        default=None,
+        description="Measures each epoch on pictures that are not trained on, and so chooses the best. Default: off, "
+        "since it holds back pictures, which a small dataset may need, or asks for others.",
+    )
     output: Output = Field(description="Where results go.")
     storage: Storage = Field(default_factory=Storage, description="The store that every s3:// address means.")
     compute: Compute = Field(default_factory=Compute, description="Node resources of the pod.")

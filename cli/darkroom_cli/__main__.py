@@ -168,7 +168,8 @@ def _sheet(given: argparse.Namespace, console: Console) -> int:
     from darkroom_cli.sheet import sheet
 
     training = read_existing(*_cluster(given))
-    picture = sheet(training.prefix, training.spec.samples, store=_store_of(training, given))
+    store, best = _store_of(training, given), training.status.best_epoch
+    picture = sheet(training.prefix, training.spec.samples, store=store, best=best)
     output: Path = given.output
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

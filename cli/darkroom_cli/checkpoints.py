@@ -1,4 +1,4 @@
-"""``kubectl darkroom checkpoints``: the epochs of a training, and whether each really lies in the store."""
+"""``kubectl darkroom checkpoints``: the epochs of a training, which is the best, and whether each is in the store."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from rich.console import Console
 
 from darkroom_api.status import CheckpointStatus
 from darkroom_api.uris import S3Location, parse_s3
+from darkroom_cli.lines import validation_text
 from darkroom_cli.resources import Training
 from darkroom_cli.store import Store
 from darkroom_cli.text import size_text
@@ -18,12 +19,17 @@ def checkpoints(training: Training, *, store: Store | None, console: Console) ->
         console.print(f"{training.reference} has no checkpoint yet", highlight=False)
         return 0
     found = [verdict(record, store) if store else "" for record in records]
-    table = [("EPOCH", "STEP", "SIZE", *(["IN THE STORE"] if store else []), "URI")]
-    for record, state in zip(records, found, strict=True):
-        cells = (str(record.epoch), str(record.step), size_text(record.size_bytes), *([state] if store else []))
-        table.append((*cells, record.uri))
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
+    columns = {
+        "EPOCH": [str(record.epoch) for record in records],
+        "STEP": [str(record.step) for record in records],
+        "SIZE": [size_text(record.size_bytes) for record in records],
+        "VALIDATION": [validation_text(record, best=training.status.best_epoch) for record in records],
+        "IN THE STORE": found,
+        "URI": [record.uri for record in records],
+    }
+    shown = {title: cells for title, cells in columns.items() if any(cells)}
+    widths = [max(map(len, (title, *cells))) for title, cells in shown.items()]
+    for row in (tuple(shown), *zip(*shown.values(), strict=True)):
         # Plain text, not rich's table: that would cut an address which is longer than the terminal is wide.
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         console.print(line, highlight=False, markup=False, soft_wrap=True)

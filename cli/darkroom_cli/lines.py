@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from darkroom_api.status import CheckpointStatus, ConditionType, Phase, ProgressStatus, TrainingStatus
-from darkroom_cli.text import duration_text, size_text
+from darkroom_cli.text import count, duration_text, size_text
 
 PERCENT_BETWEEN_LINES = 5
 """Where no live bar is drawn, a line is printed each time the progress has grown by this much."""
@@ -38,32 +38,44 @@ def _progress_parts(progress: ProgressStatus, *, epochs: int) -> Iterator[str]:
         yield f"step {progress.step}/{progress.total_steps} ({progress.percentage} %)"
     if progress.loss is not None:
         yield f"loss {progress.loss:.4f}"
+    if progress.validation_loss is not None:
+        yield f"validation {progress.validation_loss:.4f}"
     if progress.steps_per_second is not None:
         yield f"{progress.steps_per_second:.2f} steps/s"
     if progress.estimated_remaining_seconds is not None:
         yield f"ETA {duration_text(progress.estimated_remaining_seconds)}"
 
 
-def checkpoint_text(checkpoint: CheckpointStatus) -> str:
+def checkpoint_text(checkpoint: CheckpointStatus, *, best: int | None) -> str:
     """Return a checkpoint in one line."""
-    return f"checkpoint of epoch {checkpoint.epoch}: {checkpoint.uri} ({size_text(checkpoint.size_bytes)})"
+    text = f"checkpoint of epoch {checkpoint.epoch}: {checkpoint.uri} ({size_text(checkpoint.size_bytes)})"
+    validation = validation_text(checkpoint, best=best)
+    return f"{text}, validation {validation}" if validation else text
+
+
+def validation_text(checkpoint: CheckpointStatus, *, best: int | None) -> str:
+    """Return a checkpoint's validation loss, and whether it is the best epoch's; empty if it was not measured."""
+    if checkpoint.validation_loss is None:
+        return ""
+    return f"{checkpoint.validation_loss:.4f}{' (best)' if checkpoint.epoch == best else ''}"
 
 
 def milestones(before: TrainingStatus | None, now: TrainingStatus) -> Iterator[str]:
     """Yield a line for each thing that has happened since, worth keeping on the screen."""
     old = before or TrainingStatus()
-    if now.plan and now.plan != old.plan:
+    if now.plan and not old.plan:
         buckets = ", ".join(f"{bucket.images}×{bucket.width}x{bucket.height}" for bucket in now.plan.buckets)
         yield (
             f"{now.plan.images} pictures in buckets {buckets or 'none'}: {now.plan.steps_per_epoch} steps in an epoch, "
             f"{now.plan.total_steps} in all"
+            + (f"; {count(held, 'other picture')} for validation" if (held := now.plan.validation_images) else "")
         )
     if before and now.attempts > old.attempts > 0:
         yield f"attempt {now.attempts} begins"
     if now.failure and now.failure != old.failure and now.phase is not Phase.FAILED:
         yield f"the last attempt ended: {now.failure.reason}: {now.failure.message}"
     known = {checkpoint.uri for checkpoint in old.checkpoints}
-    yield from (checkpoint_text(checkpoint) for checkpoint in now.checkpoints if checkpoint.uri not in known)
+    yield from (checkpoint_text(it, best=now.best_epoch) for it in now.checkpoints if it.uri not in known)
 
 
 def is_worth_a_line(before: TrainingStatus | None, now: TrainingStatus) -> bool:
@@ -92,10 +104,22 @@ def final_lines(status: TrainingStatus, *, namespace: str) -> Iterator[str]:
         else ""
     )
     yield f"{status.phase}{seconds}"
-    if status.phase is Phase.SUCCEEDED and status.output:
-        yield f"everything lies in {status.output}"
+    if status.phase is Phase.SUCCEEDED:
+        yield from _results(status)
     if status.failure and status.phase is Phase.FAILED:
         yield f"{status.failure.reason}: {status.failure.message}"
         yield f"what to do: {status.failure.advice}"
         if status.failure.pod:
             yield f"its log: kubectl logs --namespace {namespace} {status.failure.pod}"
+
+
+def _results(status: TrainingStatus) -> Iterator[str]:
+    ready = next((condition for condition in status.conditions if condition.type == ConditionType.READY), None)
+    if ready and ready.reason != status.phase and ready.message:
+        yield ready.message
+    if status.best_epoch is not None:
+        best = next((it for it in status.checkpoints if it.epoch == status.best_epoch), None)
+        loss = f", validation loss {best.validation_loss:.4f}" if best and best.validation_loss is not None else ""
+        yield f"the best epoch is {status.best_epoch}{loss}{f': {best.uri}' if best else ''}"
+    if status.output:
+        yield f"everything lies in {status.output}"

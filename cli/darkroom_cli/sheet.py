@@ -1,6 +1,7 @@
 """``kubectl darkroom sheet``: all sample pictures of a run on one sheet.
 
-A row for each prompt and seed, a column for each epoch: what was learned, and when too much, is seen at a glance.
+A row for each prompt and seed, a column for each epoch: what was learned, and when too much, is seen at a glance. The
+epoch of the least validation loss is marked, where one is known.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ GAP = 6
 LABEL_WIDTH = 190
 HEADER_HEIGHT = 28
 TEXT_SIZE = 14
-INK, PAPER, MISSING = (20, 20, 20), (250, 250, 250), (225, 225, 225)
+INK, PAPER, MISSING, BEST = (20, 20, 20), (250, 250, 250), (225, 225, 225), (25, 125, 60)
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,15 @@ def epochs_with_samples(prefix: S3Location, store: Store) -> list[int]:
     )
 
 
-def chosen(epochs: Sequence[int], maximum: int) -> list[int]:
-    """Return at most so many epochs, evenly spread, the first and the last among them."""
+def chosen(epochs: Sequence[int], maximum: int, *, best: int | None = None) -> list[int]:
+    """Return at most so many epochs, evenly spread, the first and the last among them, and the best if it is there."""
     if len(epochs) <= maximum:
         return list(epochs)
-    return [epochs[round(place * (len(epochs) - 1) / (maximum - 1))] for place in range(maximum)]
+    spread = [epochs[round(place * (len(epochs) - 1) / (maximum - 1))] for place in range(maximum)]
+    if best is not None and best in epochs and best not in spread and len(spread) > 2:
+        nearest = min(spread[1:-1], key=lambda epoch: abs(epoch - best))
+        spread[spread.index(nearest)] = best
+    return sorted(spread)
 
 
 def download(prefix: S3Location, epochs: Sequence[int], *, store: Store) -> dict[tuple[int, str], Image.Image]:
@@ -84,8 +89,8 @@ def download(prefix: S3Location, epochs: Sequence[int], *, store: Store) -> dict
     return pictures
 
 
-def compose(rows: Sequence[Row], epochs: Sequence[int], *, pictures: Pictures) -> Image.Image:
-    """Return the sheet; a picture that is missing leaves a grey place."""
+def compose(rows: Sequence[Row], epochs: Sequence[int], *, pictures: Pictures, best: int | None = None) -> Image.Image:
+    """Return the sheet; a picture that is missing leaves a grey place, and the best epoch has a frame."""
     width, height = _cell(pictures)
     font = ImageFont.load_default(TEXT_SIZE)
     sheet = Image.new(
@@ -97,7 +102,10 @@ def compose(rows: Sequence[Row], epochs: Sequence[int], *, pictures: Pictures) -
     for column, epoch in enumerate(epochs):
         title = "before" if epoch == 0 else f"epoch {epoch}"
         left = LABEL_WIDTH + GAP + column * (width + GAP)
-        draw.text((left + width / 2, HEADER_HEIGHT / 2), title, INK, font=font, anchor="mm")
+        if epoch == best:
+            draw.rectangle((left - GAP, 0, left + width + GAP - 1, sheet.height - 1), BEST)
+        colour = PAPER if epoch == best else INK
+        draw.text((left + width / 2, HEADER_HEIGHT / 2), title, colour, font=font, anchor="mm")
     for line, row in enumerate(rows):
         top = HEADER_HEIGHT + GAP + line * (height + GAP)
         draw.multiline_text((GAP, top), label(row, lines=max(2, height // (TEXT_SIZE + 4))), INK, font=font)
@@ -125,15 +133,17 @@ def _cell(pictures: Pictures) -> tuple[int, int]:
     return round(width * scale), round(height * scale)
 
 
-def sheet(prefix: S3Location, samples: Samples, *, store: Store, maximum: int = MAXIMUM_COLUMNS) -> Image.Image:
-    """Download a run's samples and put them on one sheet.
+def sheet(
+    prefix: S3Location, samples: Samples, *, store: Store, best: int | None = None, maximum: int = MAXIMUM_COLUMNS
+) -> Image.Image:
+    """Download a run's samples and put them on one sheet, the best epoch marked.
 
     Raises:
         UserError: The run has none, or none yet.
     """
     if not samples.prompts:
         raise UserError("spec.samples.prompts is empty: this training paints no samples")
-    epochs = chosen(epochs_with_samples(prefix, store), maximum)
+    epochs = chosen(epochs_with_samples(prefix, store), maximum, best=best)
     if not epochs:
         raise UserError(f"{prefix.join('samples')}: no samples yet; the first are painted before training begins")
-    return compose(rows_of(samples), epochs, pictures=download(prefix, epochs, store=store))
+    return compose(rows_of(samples), epochs, pictures=download(prefix, epochs, store=store), best=best)

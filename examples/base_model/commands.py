@@ -15,7 +15,7 @@ from examples.base_model.train_unet import LatentPool, UnetOptions, encode_pool,
 from examples.base_model.train_vae import VaeOptions, draw_pool, psnr, to_unit, train_vae
 from examples.base_model.training import load_state, save_state
 
-VAE_SHARE = 1 / 3  # of the whole budget: the autoencoder is the ceiling of all that follows
+SECONDS_PER_VAE_STEP, SECONDS_PER_UNET_STEP = 1.0, 0.75  # on an idle core
 
 
 def _trained_vae(cache: Path, options: VaeOptions) -> AutoencoderKL:
@@ -32,18 +32,19 @@ def _trained_vae(cache: Path, options: VaeOptions) -> AutoencoderKL:
     return vae
 
 
+def _pool(cache: Path, vae: AutoencoderKL, options: UnetOptions) -> LatentPool:
+    path = cache / f"pool-{options.pool_seed}-{options.pool}.pt"
+    if state := load_state(path):
+        return LatentPool(state["latents"], state["tokens"])
+    print(f"unet: encoding {options.pool} pictures", flush=True)
+    pool = encode_pool(vae, load_tokenizer(), count=options.pool, seed=options.pool_seed)
+    save_state(path, {"latents": pool.latents, "tokens": pool.tokens})
+    return pool
+
+
 def train(cache: Path, *, vae: VaeOptions, unet: UnetOptions) -> None:
     """Train all parts, or go on where the last call was stopped."""
-    tokenizer = load_tokenizer()
-    autoencoder = _trained_vae(cache, vae)
-    pool_path = cache / f"pool-{unet.pool_seed}-{unet.pool}.pt"
-    if state := load_state(pool_path):
-        pool = LatentPool(state["latents"], state["tokens"])
-    else:
-        print(f"unet: encoding {unet.pool} pictures", flush=True)
-        pool = encode_pool(autoencoder, tokenizer, count=unet.pool, seed=unet.pool_seed)
-        save_state(pool_path, {"latents": pool.latents, "tokens": pool.tokens})
-    train_unet(cache / "unet.pt", pool, unet)
+    train_unet(cache / "unet.pt", _pool(cache, _trained_vae(cache, vae), unet), unet)
 
 
 def load_parts(cache: Path) -> Parts:
@@ -74,7 +75,8 @@ def sheet_command(arguments: argparse.Namespace) -> None:
     pipeline = load(arguments.model, config)
     prompts = arguments.prompt or sample_prompts(arguments.count, seed=arguments.seed)
     started = time.monotonic()
-    images = draw(pipeline, prompts, seed=arguments.seed, steps=arguments.steps, guidance=arguments.guidance)
+    seeds = range(arguments.seed, arguments.seed + len(prompts))
+    images = draw(pipeline, prompts, seeds=seeds, steps=arguments.steps, guidance=arguments.guidance)
     write_sheet(images, arguments.output, columns=8, captions=prompts)
     print(f"{arguments.output}: {len(prompts)} pictures, {(time.monotonic() - started) / len(prompts):.1f} s each")
 
@@ -86,17 +88,11 @@ def export_command(arguments: argparse.Namespace) -> None:
 
 
 def train_command(arguments: argparse.Namespace) -> None:
-    """Train for the minutes that were asked for."""
+    """Train the steps that were asked for."""
     torch.set_num_threads(1)  # two threads on a busy machine were seen to be slower than one
-    seconds = arguments.minutes * 60
-    vae = VaeOptions(seconds=(arguments.vae_minutes or arguments.minutes * VAE_SHARE) * 60)
-    unet = UnetOptions(
-        seconds=(arguments.unet_minutes * 60) or seconds - vae.seconds,
-        pool_seed=arguments.pool_seed,
-        batch=arguments.batch,
-    )
+    vae, unet = VaeOptions(arguments.vae_steps), UnetOptions(arguments.unet_steps)
     if arguments.smoke:
-        vae = VaeOptions(seconds=25, pool=64, report_every=5)
-        unet = UnetOptions(seconds=25, pool=64, batch=8, report_every=5)
-    print(f"training takes {(vae.seconds + unet.seconds) / 60:.0f} minutes of one core; stop and start it at will")
+        vae, unet = VaeOptions(25, pool=64), UnetOptions(40, pool=64, batch=8)
+    seconds = vae.steps * SECONDS_PER_VAE_STEP + unet.steps * SECONDS_PER_UNET_STEP
+    print(f"training takes about {seconds / 60:.0f} minutes of one core; stop and start it at will")
     train(arguments.cache, vae=vae, unet=unet)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 from examples.base_model.scenes import BACKGROUNDS, COLOURS, Colour, Scene
 
@@ -29,6 +29,8 @@ class Face:
     eyes: int = 2
     horns: Colour | None = None
     antenna: bool = True
+    hat: Colour | None = None
+    mask: Colour | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,13 @@ def _cat(brush: Brush) -> None:
     brush.polygon([(0.40, 0.75), (0.85, 0.15), (1.0, 0.28), (0.55, 0.95)], 255)
 
 
+def _monster(brush: Brush) -> None:
+    brush.ellipse(0, -0.15, 0.80, 0.80, fill=255)
+    brush.box(-0.80, -0.15, 0.80, 0.60, fill=255)
+    for x in (-0.53, 0.0, 0.53):
+        brush.polygon([(x - 0.27, 0.58), (x + 0.27, 0.58), (x, 1.0)], 255)
+
+
 SHAPES: dict[str, Callable[[Brush], None]] = {
     "circle": lambda brush: brush.ellipse(0, 0, 0.95, 0.95, fill=255),
     "square": lambda brush: brush.box(-0.82, -0.82, 0.82, 0.82, fill=255),
@@ -105,30 +114,59 @@ SHAPES: dict[str, Callable[[Brush], None]] = {
     "flower": _flower,
     "robot": _robot,
     "cat": _cat,
+    "monster": _monster,
 }
 
 
+EYES = {1: (0.0,), 2: (-0.30, 0.30), 3: (-0.46, 0.0, 0.46)}
+
+
 def _eyes(brush: Brush, *, count: int, y: float, size: float) -> None:
-    for x in (0.0,) if count == 1 else (-0.30, 0.30):
+    for x in EYES[count]:
         brush.ellipse(x, y, size, size, fill=LIGHT)
         brush.ellipse(x, y, size * 0.5, size * 0.5, fill=DARK)
 
 
-def _robot_face(brush: Brush, face: Face) -> None:
-    if face.horns is not None:
+def _hat(brush: Brush, colour: Colour | None, *, y: float) -> None:
+    if colour is not None:
+        brush.box(-0.62, y - 0.14, 0.62, y, fill=colour)
+        brush.box(-0.36, y - 0.50, 0.36, y - 0.10, fill=colour)
+
+
+def _horns(brush: Brush, colour: Colour | None, *, y: float) -> None:
+    if colour is not None:
         for side in (-1, 1):
-            brush.polygon([(side * 0.20, -0.68), (side * 0.62, -0.68), (side * 0.72, -1.12)], face.horns)
+            brush.polygon([(side * 0.18, y), (side * 0.62, y), (side * 0.72, y - 0.46)], colour)
+
+
+def _robot_face(brush: Brush, face: Face) -> None:
+    _horns(brush, face.horns, y=-0.66)
     if face.antenna:
         brush.box(-0.05, -0.92, 0.05, -0.70, fill=LIGHT)
         brush.ellipse(0, -0.94, 0.12, 0.12, fill=LIGHT)
-    single = face.eyes == 1
-    _eyes(brush, count=face.eyes, y=-0.36, size=0.30 if single else 0.20)
+    _hat(brush, face.hat, y=-0.62)
+    if face.mask is not None:
+        brush.box(-0.62, -0.56, 0.62, -0.16, fill=face.mask)
+    _eyes(brush, count=face.eyes, y=-0.36, size=0.32 if face.eyes == 1 else 0.20)
     brush.box(-0.30, -0.06, 0.30, 0.03, fill=DARK)
 
 
 def _cat_face(brush: Brush, face: Face) -> None:
-    _eyes(brush, count=face.eyes, y=-0.30, size=0.19)
-    brush.polygon([(-0.10, -0.04), (0.10, -0.04), (0, 0.10)], DARK)
+    _horns(brush, face.horns, y=-0.60)
+    if face.mask is not None:
+        brush.ellipse(0, -0.08, 0.44, 0.34, fill=face.mask)
+    _hat(brush, face.hat, y=-0.58)
+    _eyes(brush, count=face.eyes, y=-0.32, size=0.32 if face.eyes == 1 else 0.19)
+    brush.polygon([(-0.10, -0.06), (0.10, -0.06), (0, 0.10)], DARK)
+
+
+def _monster_face(brush: Brush, face: Face) -> None:
+    _horns(brush, face.horns, y=-0.70)
+    _hat(brush, face.hat, y=-0.78)
+    if face.mask is not None:
+        brush.ellipse(0, 0.28, 0.50, 0.26, fill=face.mask)
+    _eyes(brush, count=face.eyes, y=-0.24, size=0.32 if face.eyes == 1 else 0.21)
+    brush.box(-0.40, 0.22, 0.40, 0.36, fill=DARK)
 
 
 def _flower_face(brush: Brush, face: Face) -> None:
@@ -136,7 +174,12 @@ def _flower_face(brush: Brush, face: Face) -> None:
     brush.ellipse(0, 0, 0.32, 0.32, fill=LIGHT)
 
 
-FACES: dict[str, Callable[[Brush, Face], None]] = {"robot": _robot_face, "cat": _cat_face, "flower": _flower_face}
+FACES: dict[str, Callable[[Brush, Face], None]] = {
+    "robot": _robot_face,
+    "cat": _cat_face,
+    "flower": _flower_face,
+    "monster": _monster_face,
+}
 
 
 def _pattern(size: tuple[int, int], figure: "Figure", centre: Point, *, radius: float) -> Image.Image:
@@ -146,7 +189,7 @@ def _pattern(size: tuple[int, int], figure: "Figure", centre: Point, *, radius: 
     """
     image = Image.new("RGB", size, figure.colours[0])
     draw = ImageDraw.Draw(image)
-    period = radius * 0.45
+    period = radius * 0.6
     half = period / 2
     for row in range(6):
         top = centre[1] - radius * 1.1 + row * period
@@ -161,7 +204,10 @@ def _pattern(size: tuple[int, int], figure: "Figure", centre: Point, *, radius: 
 
 @dataclass(frozen=True)
 class Figure:
-    """A thing with its paint, ready to be put on a canvas; lengths are in final pixels."""
+    """A thing with its paint, ready to be put on a canvas; lengths are in final pixels.
+
+    `outline` is the width of a dark line around the thing.
+    """
 
     thing: str
     colours: tuple[Colour, Colour]
@@ -169,6 +215,7 @@ class Figure:
     face: Face
     radius: float
     centre: Point
+    outline: float = 0.0
 
 
 def paint(canvas: Image.Image, figure: Figure) -> None:
@@ -177,44 +224,76 @@ def paint(canvas: Image.Image, figure: Figure) -> None:
     x, y = figure.centre[0] * SUPERSAMPLING, figure.centre[1] * SUPERSAMPLING
     mask = Image.new("L", canvas.size, 0)
     SHAPES[figure.thing](Brush(ImageDraw.Draw(mask), x, y, radius))
+    if figure.outline:
+        reach = 2 * round(figure.outline * SUPERSAMPLING) + 1
+        canvas.paste(DARK, mask=mask.filter(ImageFilter.MaxFilter(reach)))
     canvas.paste(_pattern(canvas.size, figure, (x, y), radius=radius), mask=mask)
     if figure.thing in FACES:
         FACES[figure.thing](Brush(ImageDraw.Draw(canvas), x, y, radius), figure.face)
 
 
-def render(scene: Scene, *, size: tuple[int, int] = (128, 128)) -> Image.Image:
-    """Paint a scene; `size` is (width, height) in pixels."""
-    canvas = Image.new("RGB", (size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING), BACKGROUNDS[scene.background])
-    figure = Figure(
+def floor(canvas: Image.Image, background: Colour) -> None:
+    """Darken the lower third of a canvas, as if things stood in a room."""
+    dark = (int(background[0] * 0.55), int(background[1] * 0.55), int(background[2] * 0.55))
+    ImageDraw.Draw(canvas).rectangle([0, canvas.height * 2 // 3, canvas.width, canvas.height], fill=dark)
+
+
+def blank(size: tuple[int, int], colour: Colour) -> Image.Image:
+    """Return a canvas for a picture of `size` (width, height)."""
+    return Image.new("RGB", (size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING), colour)
+
+
+def figure_of(scene: Scene, size: tuple[int, int], *, face: Face | None = None, outline: float = 0.0) -> Figure:
+    """Return the figure of a scene's thing in a picture of `size` (width, height)."""
+    return Figure(
         thing=scene.thing,
         colours=(COLOURS[scene.colour], COLOURS[scene.second]),
         pattern=scene.pattern,
-        face=Face(),
+        face=face or Face(),
         radius=scene.radius * min(size),
         centre=(scene.x * size[0], scene.y * size[1]),
+        outline=outline,
     )
-    paint(canvas, figure)
+
+
+def render(scene: Scene, *, size: tuple[int, int] = (128, 128), face: Face | None = None) -> Image.Image:
+    """Paint a scene; `size` is (width, height) in pixels."""
+    canvas = blank(size, BACKGROUNDS[scene.background])
+    paint(canvas, figure_of(scene, size, face=face))
     return canvas.reduce(SUPERSAMPLING)
 
 
+def odd_face(rng: random.Random) -> Face:
+    """Return a face with any mixture of features."""
+    colours = [None, None, *COLOURS.values(), LIGHT]
+    horns, hat = rng.choice(((rng.choice(colours), None), (None, rng.choice(colours))))
+    return Face(
+        eyes=rng.choice(sorted(EYES)), horns=horns, antenna=rng.random() < 0.3, hat=hat, mask=rng.choice(colours)
+    )
+
+
 def render_oddity(rng: random.Random, *, side: int = 128) -> Image.Image:
-    """Paint what no caption describes: polygons and characters with horns and one eye.
+    """Paint what no caption describes: polygons, and characters with any mixture of features.
 
     The autoencoder must be able to show a subject that the rest of the model has never seen.
     """
     colours = [*COLOURS.values(), *BACKGROUNDS.values()]
-    canvas = Image.new("RGB", (side * SUPERSAMPLING,) * 2, rng.choice(colours))
+    background = rng.choice(colours)
+    canvas = blank((side, side), background)
+    if rng.random() < 0.3:
+        floor(canvas, background)
     draw = ImageDraw.Draw(canvas)
-    for _ in range(rng.randint(0, 4)):
+    for _ in range(rng.choice((0, 0, 1, 3))):
         corners = [(rng.uniform(0, canvas.width), rng.uniform(0, canvas.height)) for _ in range(rng.randint(3, 5))]
         draw.polygon(corners, fill=rng.choice(colours))
     figure = Figure(
-        thing=rng.choice(("robot", "robot", *SHAPES)),
+        thing=rng.choice(("robot", "cat", "monster", *SHAPES)),
         colours=(rng.choice(colours), rng.choice(colours)),
         pattern=rng.choice(("plain", "striped", "striped", "dotted")),
-        face=Face(eyes=rng.choice((1, 2)), horns=rng.choice((None, *COLOURS.values())), antenna=rng.random() < 0.3),
-        radius=side * rng.uniform(0.25, 0.45),
-        centre=(side * rng.uniform(0.4, 0.6), side * rng.uniform(0.45, 0.55)),
+        face=odd_face(rng),
+        radius=side * rng.uniform(0.2, 0.45),
+        centre=(side * rng.uniform(0.35, 0.65), side * rng.uniform(0.45, 0.55)),
+        outline=rng.choice((0.0, 0.0, 3.0)),
     )
     paint(canvas, figure)
     return canvas.reduce(SUPERSAMPLING)

@@ -6,7 +6,7 @@ metadata key `darkroom.config` carries what no tensor's shape says: heads and gr
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -167,10 +167,15 @@ def load(path: Path, config: Path) -> StableDiffusionPipeline:
 
 
 def draw(
-    pipeline: StableDiffusionPipeline, prompts: list[str], *, seed: int, steps: int = 20, guidance: float = 4.0
+    pipeline: StableDiffusionPipeline,
+    prompts: list[str],
+    *,
+    seeds: Sequence[int],
+    steps: int = 20,
+    guidance: float = 3.0,
 ) -> np.ndarray:
-    """Draw one picture for each prompt, as floats (B, H, W, C) in [0, 1]; each has its own generator."""
-    generators = [torch.Generator().manual_seed(seed + index) for index in range(len(prompts))]
+    """Draw one picture for each prompt and its seed, as floats (B, H, W, C) in [0, 1]."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     with torch.no_grad():
         images = pipeline(
             prompts,
@@ -196,4 +201,4 @@ def check(parts: Parts, path: Path, config: Path) -> float:
     prompts = ["a large red circle on a white background"]
     ours = to_pipeline(parts)
     ours.set_progress_bar_config(disable=True)
-    return float(np.abs(draw(ours, prompts, seed=1) - draw(load(path, config), prompts, seed=1)).max())
+    return float(np.abs(draw(ours, prompts, seeds=[1]) - draw(load(path, config), prompts, seeds=[1])).max())

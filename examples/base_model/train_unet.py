@@ -3,7 +3,6 @@
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +12,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from examples.base_model.drawing import render, to_array
 from examples.base_model.models import LATENT_SCALE, MAX_TOKENS, SIDE, build_scheduler, build_text_encoder, build_unet
+from examples.base_model.muon import Optimizer
 from examples.base_model.scenes import sample_scene
 from examples.base_model.train_vae import to_unit
-from examples.base_model.training import Average, Budget, Cosine, load_state, save_state, say
+from examples.base_model.training import Average, Run, Schedule, load_state, run_to_end
 
 # Suffixes of tensors: B pictures, C channels, H rows, W columns, L tokens, D features.
 
@@ -25,16 +25,15 @@ OUTPUT_LAYERS = (".conv2", ".to_out.0", ".ff.net.2", ".proj_out")
 
 @dataclass(frozen=True)
 class UnetOptions:
-    """How the denoiser is trained; `seconds` are of work, not of the day."""
+    """How the denoiser is trained."""
 
-    seconds: float
+    steps: int
     pool: int = 6000  # captioned scenes whose latents are made once
     pool_seed: int = 1
-    batch: int = 32
+    batch: int = 16
     caption_dropout: float = 0.1
     seed: int = 0
-    report_every: int = 50
-    save_every: int = 200
+    save_every: int = 100
 
 
 @dataclass(frozen=True)
@@ -95,14 +94,19 @@ class Denoiser(nn.Module):
     def trainable(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
-    def loss(self, latents_BCHW: torch.Tensor, tokens_BL: torch.Tensor) -> torch.Tensor:  # noqa: N803
+    def loss(
+        self,
+        latents_BCHW: torch.Tensor,  # noqa: N803
+        tokens_BL: torch.Tensor,  # noqa: N803
+        source: torch.Generator,
+    ) -> torch.Tensor:
         """Return the noise prediction's error, weighed by min-SNR (Hang et al. 2023), on stratified timesteps."""
         assert isinstance(self.alphas, torch.Tensor)
         count = len(latents_BCHW)
-        share = (torch.randperm(count) + torch.rand(count)) / count
+        share = (torch.randperm(count, generator=source) + torch.rand(count, generator=source)) / count
         timesteps = (share * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
         alpha = self.alphas[timesteps][:, None, None, None]
-        noise = torch.randn_like(latents_BCHW)
+        noise = torch.randn(latents_BCHW.shape, generator=source)
         noisy = alpha.sqrt() * latents_BCHW + (1 - alpha).sqrt() * noise
         context_BLD = self.text_encoder(tokens_BL).last_hidden_state  # noqa: N806
         error = (self.unet(noisy, timesteps, context_BLD).sample - noise).square().mean(dim=(1, 2, 3))
@@ -111,82 +115,40 @@ class Denoiser(nn.Module):
         return weighed
 
 
-@dataclass
-class Run:
-    """All that changes while the denoiser is trained."""
-
-    model: Denoiser
-    optimizer: torch.optim.Optimizer
-    average: Average
-    budget: Budget
-    step: int = 0
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.weights,
-            "spent": self.budget.spent,
-            "step": self.step,
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.average.weights = state["average"]
-        self.budget.spent, self.step = state["spent"], state["step"]
-
-
-def start_run(options: UnetOptions) -> Run:
-    """Build a run from its seed."""
+def _start_run(options: UnetOptions) -> tuple[Run, Denoiser]:
     torch.manual_seed(options.seed)
     model = Denoiser()
-    parameters = model.trainable()
-    optimizer = torch.optim.AdamW(parameters, lr=2e-3, betas=(0.9, 0.99), weight_decay=0.01)
-    return Run(model, optimizer, Average(parameters, decay=0.998), Budget(options.seconds))
+    model.unet.to(memory_format=torch.channels_last)
+    optimizer = Optimizer(model, muon=3e-3, adam=2e-3, not_hidden=("conv_in.", "conv_out.", "embedding.weight"))
+    average = Average(model.trainable(), decay=0.998)
+    return Run("unet", model, optimizer, Schedule(options.steps, warmup=100), average), model
 
 
-def _take_step(run: Run, pool: LatentPool, options: UnetOptions) -> float:
-    seed = options.seed * 1_000_003 + run.step
-    torch.manual_seed(seed)
-    index = torch.randint(0, len(pool.latents), (options.batch,))
-    empty = torch.rand(options.batch) < options.caption_dropout
+def _loss(model: Denoiser, pool: LatentPool, options: UnetOptions, *, step: int) -> torch.Tensor:
+    random_numbers = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
+    index = torch.randint(0, len(pool.latents), (options.batch,), generator=random_numbers)
+    empty = torch.rand(options.batch, generator=random_numbers) < options.caption_dropout
     tokens = torch.where(empty[:, None], pool.tokens[-1:], pool.tokens[index])
-    loss = run.model.loss(pool.latents[index], tokens)
-    run.optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(run.model.trainable(), 1.0)
-    run.optimizer.step()
-    run.average.update(run.model.trainable(), step=run.step)
-    run.step += 1
-    return float(loss.detach())
+    return model.loss(pool.latents[index], tokens, random_numbers)
 
 
 def train_unet(state_path: Path, pool: LatentPool, options: UnetOptions) -> Denoiser:
-    """Train until the budget is spent and return the averaged model; resumes from `state_path`."""
-    run = start_run(options)
-    if state := load_state(state_path):
-        run.restore(state)
-    schedule, losses = Cosine(2e-3, warmup=100), []
-    while run.budget.tick() < 1.0:
-        for group in run.optimizer.param_groups:
-            group["lr"] = schedule.at(run.step, share=run.budget.share)
-        losses.append(_take_step(run, pool, options))
-        if run.step % options.report_every == 0:
-            say("unet", run.step, budget=run.budget, losses=losses[-options.report_every :])
-        if run.step % options.save_every == 0:
-            save_state(state_path, run.state())
-    save_state(state_path, run.state())
-    run.average.copy_to(run.model.trainable())
-    return run.model.eval()
+    """Train to the end and return the averaged model; resumes from `state_path`."""
+    run, model = _start_run(options)
+    run_to_end(run, state_path, lambda step: _loss(model, pool, options, step=step), save_every=options.save_every)
+    return model
 
 
 def load_averaged(state_path: Path) -> Denoiser:
-    """Build the averaged model from a state, whether its training has ended or not."""
+    """Build the averaged model from a state, whether its training has ended or not.
+
+    Raises:
+        ValueError: There is no state.
+    """
     state = load_state(state_path)
     if state is None:
         raise ValueError(f"{state_path}: there is no training state; run `python -m examples.base_model train` first")
-    run = start_run(UnetOptions(seconds=1.0))
+    run, model = _start_run(UnetOptions(steps=1))
     run.restore(state)
-    run.average.copy_to(run.model.trainable())
-    return run.model.eval()
+    run.average.copy_to(run.parameters)
+    return model.eval()

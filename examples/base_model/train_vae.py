@@ -1,6 +1,7 @@
 """Pretrain the autoencoder on drawn pictures: crops first, a quarter of the cost for the same edges."""
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from diffusers import AutoencoderKL
 
 from examples.base_model.drawing import render, render_oddity, to_array
 from examples.base_model.models import LATENT_SCALE, SIDE, build_vae
+from examples.base_model.muon import Optimizer
 from examples.base_model.scenes import sample_scene
-from examples.base_model.training import Average, Budget, Cosine, load_state, save_state, say
+from examples.base_model.training import Average, Run, Schedule, ignore, run_to_end
 from examples.base_model.vae_init import initialise_
 
 # Suffixes of tensors: B pictures, C channels, H rows, W columns.
@@ -22,15 +24,15 @@ NOISE = 0.04  # against latents of deviation near one: what the decoder must for
 
 @dataclass(frozen=True)
 class VaeOptions:
-    """How the autoencoder is trained; `seconds` are of work, not of the day."""
+    """How the autoencoder is trained."""
 
-    seconds: float
+    steps: int
     pool: int = 6000  # pictures drawn once; at 128 px each takes 48 KiB
     batch: int = 16
     crop: int = 64
-    whole_share: float = 0.25  # the last share of the budget works on whole pictures
+    whole_share: float = 0.2  # the last share of the steps works on whole pictures
     seed: int = 0
-    report_every: int = 50
+    save_every: int = 100
 
 
 def draw_pool(count: int, *, seed: int, side: int = SIDE) -> torch.Tensor:
@@ -65,65 +67,37 @@ def reconstruction_loss(output_BCHW: torch.Tensor, target_BCHW: torch.Tensor) ->
     return difference.abs().mean() + difference.square().mean() + 0.25 * (rows.abs().mean() + columns.abs().mean())
 
 
-def train_vae(state_path: Path, options: VaeOptions) -> AutoencoderKL:
-    """Train until the budget is spent and return the averaged, whitened autoencoder; resumes from `state_path`."""
+def train_vae(state_path: Path, options: VaeOptions, *, after_step: Callable[[Run], None] = ignore) -> AutoencoderKL:
+    """Train to the end and return the averaged, whitened autoencoder; resumes from `state_path`."""
     torch.manual_seed(options.seed)
     vae = build_vae()
     initialise_(vae)
     vae.to(memory_format=torch.channels_last)
-    parameters = list(vae.parameters())
-    optimizer = torch.optim.Adam(parameters, lr=1e-3, betas=(0.9, 0.99))
-    average = Average(parameters, decay=0.995)
-    budget, step, schedule = Budget(options.seconds), 0, Cosine(2e-3, warmup=60, floor=0.02)
-    if state := load_state(state_path):
-        vae.load_state_dict(state["vae"])
-        optimizer.load_state_dict(state["optimizer"])
-        average.weights = state["average"]
-        budget.spent, step = state["spent"], state["step"]
+    optimizer = Optimizer(vae, muon=2e-3, adam=2e-3, not_hidden=("conv_in.", "conv_out.", "quant_conv."))
+    run = Run("vae", vae, optimizer, Schedule(options.steps), Average(vae.parameters(), decay=0.99))
     pool = draw_pool(options.pool, seed=options.seed)
-    losses: list[float] = []
-    while budget.tick() < 1.0:
-        rng = random.Random(options.seed * 1_000_003 + step)
-        torch.manual_seed(options.seed * 1_000_003 + step)
-        whole = budget.share > 1 - options.whole_share
-        shape = (options.batch // 4, SIDE) if whole else (options.batch, options.crop)
-        images = _crops(pool, batch=shape[0], side=shape[1], rng=rng).contiguous(memory_format=torch.channels_last)
-        optimizer.param_groups[0]["lr"] = schedule.at(step, share=budget.share)
-        losses.append(_step(vae, images, optimizer))
-        average.update(parameters, step=step)
-        step += 1
-        if step % options.report_every == 0:
-            say("vae", step, budget=budget, losses=losses[-options.report_every :])
-        if step % 200 == 0:
-            save_state(state_path, _state(vae, optimizer, average, spent=budget.spent, step=step))
-    save_state(state_path, _state(vae, optimizer, average, spent=budget.spent, step=step))
-    average.copy_to(parameters)
+    run_to_end(
+        run,
+        state_path,
+        lambda step: _loss(vae, pool, options, step=step),
+        save_every=options.save_every,
+        after_step=after_step,
+    )
     whiten_(vae, to_unit(pool[1::2][:128]))
-    return vae.eval()
+    return vae
 
 
-def _state(
-    vae: AutoencoderKL, optimizer: torch.optim.Optimizer, average: Average, *, spent: float, step: int
-) -> dict[str, object]:
-    return {
-        "vae": vae.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "average": average.weights,
-        "spent": spent,
-        "step": step,
-    }
-
-
-def _step(vae: AutoencoderKL, images: torch.Tensor, optimizer: torch.optim.Optimizer) -> float:
+def _loss(vae: AutoencoderKL, pool: torch.Tensor, options: VaeOptions, *, step: int) -> torch.Tensor:
+    rng = random.Random(options.seed * 1_000_003 + step)
+    noise = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
+    is_whole = step >= options.steps * (1 - options.whole_share)
+    batch, side = (max(options.batch // 4, 1), SIDE) if is_whole else (options.batch, options.crop)
+    images = _crops(pool, batch=batch, side=side, rng=rng).contiguous(memory_format=torch.channels_last)
     # The posterior's deviation stays where `initialise_` put it: learned from the start, it drowns a channel for good.
-    posterior = vae.encode(images).latent_dist
-    output = vae.decode(posterior.mean + NOISE * torch.randn_like(posterior.mean)).sample
-    loss = reconstruction_loss(output, images) + 1e-3 * posterior.mean.square().mean()
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-    optimizer.step()
-    return float(loss.detach())
+    mean = vae.encode(images).latent_dist.mean
+    output = vae.decode(mean + NOISE * torch.randn(mean.shape, generator=noise)).sample
+    loss: torch.Tensor = reconstruction_loss(output, images) + 1e-3 * mean.square().mean()
+    return loss
 
 
 @torch.no_grad()

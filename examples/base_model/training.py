@@ -1,4 +1,4 @@
-"""What both pretrainings share: a schedule, an average of weights, states on disk, a line with the time left."""
+"""What both pretrainings share: a schedule, a run with its average of weights and its state on disk, progress."""
 
 import math
 import time
@@ -10,19 +10,28 @@ from typing import Any
 import torch
 from torch import nn
 
+from examples.base_model.muon import Optimizer
+
+REPORT_EVERY = 50
+MAXIMUM_GRADIENT_NORM = 1.0
+
 
 @dataclass(frozen=True)
-class Cosine:
-    """A learning rate that warms up over `warmup` steps and falls to `floor` of itself at the end of the budget."""
+class Schedule:
+    """Warm up, hold, and fall over the last share of the steps by 1 - sqrt (Haegele et al., 2024).
 
-    peak: float
-    warmup: int
-    floor: float = 0.03
+    Until the fall begins nothing depends on the number of steps: a training that is given more of them before that
+    goes on as if it had them from the start.
+    """
 
-    def at(self, step: int, *, share: float) -> float:
-        """Return the rate at a step when `share` of the whole budget is spent."""
-        fall = self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
-        return self.peak * min(1.0, (step + 1) / self.warmup) * fall
+    steps: int
+    warmup: int = 60
+    fall: float = 0.3
+
+    def factor(self, step: int) -> float:
+        """Return the share of the peak rate at a step."""
+        falling = (step - self.steps * (1 - self.fall)) / (self.steps * self.fall)
+        return min(1.0, (step + 1) / self.warmup) * (1 - math.sqrt(min(max(falling, 0.0), 1.0)))
 
 
 class Average:
@@ -44,46 +53,86 @@ class Average:
 
 
 @dataclass
-class Budget:
-    """Seconds of processor time that survive restarts; the learning rate follows the share of them that is spent.
+class Run:
+    """A module in training; everything that a step depends on is in its state or follows from the step's number."""
 
-    Not seconds of the day: on a machine shared with others, those would buy a different model each time.
+    name: str
+    module: nn.Module
+    optimizer: Optimizer
+    schedule: Schedule
+    average: Average
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [it for it in self.module.parameters() if it.requires_grad]
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.weights,
+            "step": self.step,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average.weights, self.step = state["average"], state["step"]
+
+    def take(self, loss: torch.Tensor) -> None:
+        """Move by one step down a loss."""
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.parameters, MAXIMUM_GRADIENT_NORM)
+        self.optimizer.step(factor=self.schedule.factor(self.step))
+        self.average.update(self.parameters, step=self.step)
+        self.losses.append(float(loss.detach()))
+        self.step += 1
+
+
+def ignore(run: Run) -> None:
+    """Do nothing."""
+
+
+def run_to_end(
+    run: Run,
+    state_path: Path,
+    loss: Callable[[int], torch.Tensor],
+    *,
+    save_every: int,
+    after_step: Callable[[Run], None] = ignore,
+) -> None:
+    """Train to the schedule's end, or go on from `state_path`; leave the averaged weights in the module.
+
+    Args:
+        run: What is trained.
+        state_path: Where the state lies and is kept.
+        loss: Makes the loss of a step from its number alone, so that a resumed training equals an undisturbed one.
+        save_every: Steps between two saves of the state.
+        after_step: Called after each step, and after the save that follows it.
     """
-
-    seconds: float
-    spent: float = 0.0
-    work_clock: Callable[[], float] = time.process_time
-    wall_clock: Callable[[], float] = time.monotonic
-    work: float = 0.0
-    wall: float = 0.0
-    last: tuple[float, float] | None = field(default=None)
-
-    def tick(self) -> float:
-        """Count the time since the last tick and return the share of the budget that is spent."""
-        now = (self.work_clock(), self.wall_clock())
-        if self.last is not None:
-            self.work += now[0] - self.last[0]
-            self.wall += now[1] - self.last[1]
-            self.spent += now[0] - self.last[0]
-        self.last = now
-        return self.share
-
-    @property
-    def share(self) -> float:
-        return self.spent / self.seconds
-
-    @property
-    def left(self) -> float:
-        """Estimate the seconds of the day until the end, at the share of the processor that this process was given."""
-        return max(self.seconds - self.spent, 0.0) * (self.wall / self.work if self.work else 1.0)
+    if state := load_state(state_path):
+        run.restore(state)
+    began, first = time.monotonic(), run.step
+    while run.step < run.schedule.steps:
+        run.take(loss(run.step))
+        if run.step % REPORT_EVERY == 0 or run.step == run.schedule.steps:
+            say(run, seconds_per_step=(time.monotonic() - began) / (run.step - first))
+        if run.step % save_every == 0 or run.step == run.schedule.steps:
+            save_state(state_path, run.state())
+        after_step(run)
+    run.average.copy_to(run.parameters)
+    run.module.eval()
 
 
-def say(stage: str, step: int, *, budget: Budget, losses: list[float]) -> None:
-    """Print one line of progress; seconds per step are of work."""
-    mean = sum(losses) / max(len(losses), 1)
+def say(run: Run, *, seconds_per_step: float) -> None:
+    """Print one line of progress."""
+    recent = run.losses[-REPORT_EVERY:]
+    left = (run.schedule.steps - run.step) * seconds_per_step
     print(
-        f"{stage}: step {step}, {budget.share:4.0%}, loss {mean:.4f}, {budget.spent / max(step, 1):.2f} s/step, "
-        f"{budget.left // 60:.0f}m{budget.left % 60:02.0f}s left",
+        f"{run.name}: step {run.step} of {run.schedule.steps}, loss {sum(recent) / len(recent):.4f}, "
+        f"{seconds_per_step:.2f} s/step, {left // 60:.0f}m{left % 60:02.0f}s left",
         flush=True,
     )
 

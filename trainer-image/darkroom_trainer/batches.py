@@ -1,6 +1,7 @@
 """The course of a run: which pictures are shown together, and at which optimizer step.
 
-Everything follows from the pictures, the spec and the seed, so a resumed run needs nothing but its step.
+Everything follows from the pictures, the spec and the seed, so a resumed run needs nothing but its step. Pictures for
+validation get their buckets here as well, and never come into a batch.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from functools import cached_property
 from darkroom_api.failures import FailureReason
 from darkroom_api.progress import Bucket, Plan
 from darkroom_api.training import Training
+from darkroom_api.validation import Validation
 from darkroom_trainer.buckets import Placement, Size, place
 from darkroom_trainer.dataset import Picture
 from darkroom_trainer.errors import RunError
+from darkroom_trainer.holding_out import each_once, hold_out, require_apart
 from darkroom_trainer.randomness import shuffler
 
 
@@ -39,10 +42,12 @@ class Course:
     seed: int
     accumulation: int = 1
     """Batches per optimizer step."""
+    validation: tuple[Item, ...] = ()
+    """Pictures that are never trained on, each once."""
 
     @property
     def pictures(self) -> list[Picture]:
-        """Return the pictures, each once."""
+        """Return the pictures that are trained on, each once."""
         return [item.picture for item in self.items]
 
     @cached_property
@@ -66,6 +71,7 @@ class Course:
         buckets = [Bucket(width=w, height=h, images=len(items)) for (w, h), items in self.buckets.items()]
         return Plan(
             images=len(self.items),
+            validation_images=len(self.validation),
             buckets=buckets[:512],
             steps_per_epoch=self.steps_per_epoch,
             total_steps=self.total_steps,
@@ -78,6 +84,7 @@ class Course:
             f"{it.picture.name}\0{it.picture.sha256}\0{it.picture.caption}\0{it.picture.repeats}\0{it.placement}"
             for it in self.items
         ]
+        parts += [f"validation\0{it.picture.sha256}\0{it.picture.caption}\0{it.placement}" for it in self.validation]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def window(self, step: int) -> list[list[Item]]:
@@ -109,12 +116,47 @@ class Course:
         return batches
 
 
-def arrange(pictures: Sequence[Picture], training: Training) -> Course:
-    """Give every picture its bucket.
+def arrange(
+    pictures: Sequence[Picture],
+    training: Training,
+    *,
+    validation: Validation | None = None,
+    others: Sequence[Picture] = (),
+) -> Course:
+    """Give every picture its bucket, and keep those for validation apart.
+
+    Args:
+        pictures: The dataset.
+        training: How it is trained on.
+        validation: Which pictures judge the training.
+        others: The validation's own dataset, if it has one.
 
     Raises:
-        RunError: A picture is too small for any.
+        RunError: A picture is too small for any bucket, or the pictures cannot be divided so.
     """
+    items = _placed(pictures, training, path="spec.dataset.uri")
+    held = frozenset[str]()
+    if validation and validation.images is not None:
+        held = hold_out(pictures, validation.images, seed=training.seed)
+        others = [picture for picture in pictures if picture.sha256 in held]
+    elif validation:
+        require_apart(others, {picture.sha256 for picture in pictures})
+    trained = tuple(item for item in items if item.picture.sha256 not in held)
+    buckets: dict[Size, list[Item]] = {}
+    for item in sorted(trained, key=lambda it: it.placement.bucket):
+        buckets.setdefault(item.placement.bucket, []).extend([item] * item.picture.repeats)
+    return Course(
+        trained,
+        buckets,
+        training.batch_size,
+        training.epochs,
+        training.seed,
+        accumulation=training.gradient_accumulation,
+        validation=_placed(each_once(others), training, path="spec.validation.dataset.uri"),
+    )
+
+
+def _placed(pictures: Sequence[Picture], training: Training, *, path: str) -> tuple[Item, ...]:
     items = tuple(
         Item(picture, place(picture.size, resolution=training.resolution, buckets=training.buckets))
         for picture in pictures
@@ -124,11 +166,8 @@ def arrange(pictures: Sequence[Picture], training: Training) -> Course:
         names = "\n".join(f"{it.name}: {it.size[0]}x{it.size[1]} pixels" for it in small)
         raise RunError(
             FailureReason.DATASET_REJECTED,
-            f"spec.dataset.uri: {len(small)} pictures are smaller than training.buckets.step, "
+            f"{path}: {len(small)} pictures are smaller than training.buckets.step, "
             f"{training.buckets.step} pixels, and may not be enlarged:\n{names}",
             advice="Give larger pictures, or set training.buckets.upscale to true.",
         )
-    buckets: dict[Size, list[Item]] = {}
-    for item in sorted(items, key=lambda it: it.placement.bucket):
-        buckets.setdefault(item.placement.bucket, []).extend([item] * item.picture.repeats)
-    return Course(items, buckets, training.batch_size, training.epochs, training.seed, training.gradient_accumulation)
+    return items

@@ -58,11 +58,14 @@ def _go_on() -> None:
     """Do nothing."""
 
 
-def scan(directory: Path, *, before_picture: Callable[[], None] = _go_on) -> list[Picture]:
+def scan(
+    directory: Path, *, field: str = "spec.dataset.uri", before_picture: Callable[[], None] = _go_on
+) -> list[Picture]:
     """Return all pictures below a directory, sorted by name.
 
     Args:
         directory: Holds the folders.
+        field: Where the spec names them, for messages.
         before_picture: Called before each picture, by several threads; may raise to give up.
 
     Raises:
@@ -86,7 +89,7 @@ def scan(directory: Path, *, before_picture: Callable[[], None] = _go_on) -> lis
         names = ", ".join(repr(folder.name) for folder in folders) or "no folder"
         problems.append(f"there is no picture; found {names}")
     if problems:
-        raise _refusal(problems)
+        raise _refusal(problems, field)
     return pictures
 
 
@@ -194,12 +197,12 @@ def load_rgb(path: Path) -> Image.Image:
         return upright.convert("RGB")
 
 
-def _refusal(problems: list[str]) -> RunError:
+def _refusal(problems: list[str], field: str) -> RunError:
     """Name everything that is wrong; what is allowed comes first, since the status keeps only so many characters."""
     more = f"\n… and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
     return RunError(
         FailureReason.DATASET_REJECTED,
-        f"spec.dataset.uri: {len(problems)} problem{'s'[: len(problems) > 1]}. Allowed: folders named REPEATS_NAME, "
+        f"{field}: {len(problems)} problem{'s'[: len(problems) > 1]}. Allowed: folders named REPEATS_NAME, "
         "such as '20_sks robot', with pictures (.jpg, .jpeg, .png, .webp) and captions of the same name "
         "(.txt, not empty). Found:\n" + "\n".join(problems[:_SHOWN_PROBLEMS]) + more,
     )

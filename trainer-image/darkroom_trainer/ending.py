@@ -47,6 +47,8 @@ def judge(error: BaseException | None, *, run: str, reporter: Reporter | None, s
                 "epoch": reporter.epochs_done,
                 "plan": told.plan,
                 "checkpoints": told.checkpoints,
+                "best_epoch": told.best_epoch,
+                "stopped_early": reporter.early_stop,
             }
         )
     if error is None:

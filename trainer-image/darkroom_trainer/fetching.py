@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import threading
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
 from darkroom_api.failures import FailureReason
-from darkroom_api.training import BaseModelSource
+from darkroom_api.training import BaseModelSource, TrainingSpec
 from darkroom_api.uris import S3Location, check_key, parse_s3
 from darkroom_trainer.errors import RunError
 from darkroom_trainer.store import ChecksumError, Store, StoredObject
@@ -28,8 +28,21 @@ _FIRST_OBJECTS: Final = 1000
 """One page of a listing."""
 
 
-def check_inputs(store: Store, model: BaseModelSource, dataset: S3Location | None) -> None:
-    """Look whether the base model and a first object of the dataset are there, in two small requests.
+DATASET: Final = "spec.dataset.uri"
+VALIDATION_DATASET: Final = "spec.validation.dataset.uri"
+
+
+def datasets(spec: TrainingSpec) -> dict[str, S3Location]:
+    """Return the prefixes of pictures that a spec names, by their fields."""
+    uris = {
+        DATASET: spec.dataset.uri,
+        VALIDATION_DATASET: spec.validation.dataset.uri if spec.validation and spec.validation.dataset else None,
+    }
+    return {field: parse_s3(uri) for field, uri in uris.items() if uri is not None}
+
+
+def check_inputs(store: Store, model: BaseModelSource, prefixes: Mapping[str, S3Location]) -> None:
+    """Look whether the base model and a first object of each dataset are there, in small requests.
 
     Fetching finds that too, but only after torch is loaded: on a busy node most of a minute.
 
@@ -41,14 +54,13 @@ def check_inputs(store: Store, model: BaseModelSource, dataset: S3Location | Non
         store.size(location)
     except RunError as error:
         raise _at("spec.baseModel.uri", error) from error
-    if dataset is None:
-        return
-    try:
-        first = store.list(dataset, at_most=_FIRST_OBJECTS)
-        if len(first) < _FIRST_OBJECTS:
-            _check_any(_files(first), dataset)
-    except RunError as error:
-        raise _at("spec.dataset.uri", error) from error
+    for field, prefix in prefixes.items():
+        try:
+            first = store.list(prefix, at_most=_FIRST_OBJECTS)
+            if len(first) < _FIRST_OBJECTS:
+                _check_any(_files(first), prefix)
+        except RunError as error:
+            raise _at(field, error) from error
 
 
 def _base_model(source: BaseModelSource) -> S3Location:
@@ -92,9 +104,14 @@ def fetch_base_model(
 
 
 def fetch_dataset(
-    store: Store, location: S3Location, directory: Path, *, on_progress: OnProgress | None = None
+    store: Store,
+    location: S3Location,
+    directory: Path,
+    *,
+    field: str = DATASET,
+    on_progress: OnProgress | None = None,
 ) -> Path:
-    """Mirror everything below a prefix into a directory and return the directory.
+    """Mirror everything below a prefix, which a field of the spec names, into a directory and return the directory.
 
     Raises:
         RunError: There is nothing, or names or sizes are such that a mirror would be wrong.
@@ -103,7 +120,7 @@ def fetch_dataset(
         files = check_files(_files(store.list(location)), location, free=free_bytes(directory))
         _download_all(store, location, files, directory=directory, on_progress=on_progress)
     except RunError as error:
-        raise _at("spec.dataset.uri", error) from error
+        raise _at(field, error) from error
     return directory
 
 

@@ -48,10 +48,16 @@ class LatentCache:
 
     def draw(self, items: Sequence[Item], generator: torch.Generator) -> torch.Tensor:
         """Return unscaled latents (B, C, H, W) of a batch, drawn from each picture's distribution, on the CPU."""
-        parts = [load_file(self._path(item)) for item in items]
-        mean_BCHW = torch.stack([part["mean"] for part in parts])
-        deviation_BCHW = torch.stack([part["deviation"] for part in parts])
+        mean_BCHW, deviation_BCHW = self._read(items)
         return mean_BCHW + deviation_BCHW * torch.randn(mean_BCHW.shape, generator=generator)
+
+    def means(self, items: Sequence[Item]) -> torch.Tensor:
+        """Return unscaled latents (B, C, H, W) of a batch without the encoder's noise, on the CPU."""
+        return self._read(items)[0]
+
+    def _read(self, items: Sequence[Item]) -> tuple[torch.Tensor, torch.Tensor]:
+        parts = [load_file(self._path(item)) for item in items]
+        return torch.stack([part["mean"] for part in parts]), torch.stack([part["deviation"] for part in parts])
 
     def _path(self, item: Item) -> Path:
         (width, height), (scaled_width, scaled_height) = item.placement.bucket, item.placement.scaled

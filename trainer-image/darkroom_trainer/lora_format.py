@@ -205,6 +205,7 @@ def _dataset(spec: LoraTrainingSpec, course: Course) -> dict[str, object]:
     by_folder = {folder: [it for it in course.pictures if it.folder == folder] for folder in folders}
     return {
         "ss_num_train_images": sum(picture.repeats for picture in course.pictures),
+        **({"ss_num_validation_images": len(course.validation)} if course.validation else {}),
         "ss_num_reg_images": 0,
         "ss_batch_size_per_device": training.batch_size,
         "ss_total_batch_size": training.batch_size * training.gradient_accumulation,

@@ -34,6 +34,8 @@ class _View(Collector):
             ("learning_rate", "Learning rate of the last step.", progress.learning_rate),
             ("steps_per_second", "Speed over the last steps.", progress.steps_per_second),
             ("remaining_seconds", "Estimated time to the end.", progress.estimated_remaining_seconds),
+            ("validation_loss", "Loss of the last validation.", progress.validation_loss),
+            ("best_epoch", "Epoch of the least validation loss.", progress.best_epoch),
             ("checkpoints", "Checkpoints in the store.", len(progress.checkpoints)),
             ("checkpoint_age_seconds", "Time since a checkpoint became durable.", counters.checkpoint_age),
             ("state_age_seconds", "Time since a resume state became durable.", counters.state_age),

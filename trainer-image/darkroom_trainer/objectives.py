@@ -1,4 +1,4 @@
-"""What is minimised: the error of the predicted noise, weighted over timesteps.
+"""What is minimised: the error of the predicted noise, weighted over timesteps. Validation measures the same.
 
 Shapes: B batch, C channels, H and W of the latents, T timesteps that the model knows.
 """
@@ -41,8 +41,8 @@ def add_noise(
         objective: Which timesteps, and what is added to the noise.
     """
     noise_BCHW = torch.randn(clean_BCHW.shape, generator=generator)
-    end = min(objective.timesteps.maximum, len(alphas_T))
-    timesteps_B = torch.randint(objective.timesteps.minimum, end, (clean_BCHW.shape[0],), generator=generator)
+    timesteps = trained_timesteps(objective, alphas_T)
+    timesteps_B = torch.randint(timesteps.start, timesteps.stop, (clean_BCHW.shape[0],), generator=generator)
     if objective.noise_offset:
         noise_BCHW += objective.noise_offset * torch.randn(*noise_BCHW.shape[:2], 1, 1, generator=generator)
     if objective.multires_noise is not None:
@@ -50,7 +50,33 @@ def add_noise(
     seen_BCHW = noise_BCHW
     if objective.input_perturbation:  # Ning et al. 2023 (arXiv 2301.11706), algorithm 1: the target stays as it was
         seen_BCHW = noise_BCHW + objective.input_perturbation * torch.randn(noise_BCHW.shape, generator=generator)
-    noise_BCHW, seen_BCHW = (it.to(clean_BCHW.device) for it in (noise_BCHW, seen_BCHW))
+    return diffuse(clean_BCHW, noise_BCHW, timesteps_B, alphas_T=alphas_T, seen_BCHW=seen_BCHW)
+
+
+def trained_timesteps(objective: Objective, alphas_T: torch.Tensor) -> range:
+    """Return the timesteps that the objective asks for, of those that the model knows."""
+    return range(objective.timesteps.minimum, min(objective.timesteps.maximum, len(alphas_T)))
+
+
+def diffuse(
+    clean_BCHW: torch.Tensor,
+    noise_BCHW: torch.Tensor,
+    timesteps_B: torch.Tensor,
+    *,
+    alphas_T: torch.Tensor,
+    seen_BCHW: torch.Tensor | None = None,
+) -> Noised:
+    """Noise each latent to its timestep with a given noise.
+
+    Args:
+        clean_BCHW: Scaled latents.
+        noise_BCHW: What the model is asked for.
+        timesteps_B: One timestep for each latent, on the CPU.
+        alphas_T: As for `add_noise`.
+        seen_BCHW: The noise that the latents get, where it is not the one asked for.
+    """
+    seen_BCHW = noise_BCHW if seen_BCHW is None else seen_BCHW
+    noise_BCHW, seen_BCHW = noise_BCHW.to(clean_BCHW.device), seen_BCHW.to(clean_BCHW.device)
     alphas_B111 = alphas_T[timesteps_B].view(-1, 1, 1, 1).to(clean_BCHW.device)
     noised_BCHW = alphas_B111.sqrt() * clean_BCHW + (1 - alphas_B111).sqrt() * seen_BCHW
     return Noised(noised_BCHW, noise_BCHW, timesteps_B)
@@ -105,7 +131,19 @@ def loss(
     kind: Loss = _PLAIN.loss,
     alphas_T: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the weighted mean error of the predicted noise, in fp32.
+    """Return the weighted mean error of the predicted noise; arguments as for `losses`."""
+    return losses(predicted_BCHW, noised, weights_B, kind=kind, alphas_T=alphas_T).mean()
+
+
+def losses(
+    predicted_BCHW: torch.Tensor,
+    noised: Noised,
+    weights_B: torch.Tensor,
+    *,
+    kind: Loss = _PLAIN.loss,
+    alphas_T: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the weighted mean error of each picture's predicted noise (B), in fp32.
 
     Args:
         predicted_BCHW: What the model says the noise is.
@@ -116,7 +154,7 @@ def loss(
     """
     difference_BCHW = predicted_BCHW.float() - noised.noise_BCHW
     errors_B = count_errors(kind, difference_BCHW, noised.timesteps_B, alphas_T=alphas_T).mean(dim=(1, 2, 3))
-    return (errors_B * weights_B.to(errors_B.device)).mean()
+    return errors_B * weights_B.to(errors_B.device)
 
 
 @singledispatch

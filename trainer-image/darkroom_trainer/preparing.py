@@ -10,13 +10,12 @@ from pathlib import Path
 from darkroom_api.failures import FailureReason
 from darkroom_api.plan import RunPlan
 from darkroom_api.progress import Stage
-from darkroom_api.uris import parse_s3
 from darkroom_trainer.batches import Course, arrange
-from darkroom_trainer.dataset import scan
+from darkroom_trainer.dataset import Picture, scan
 from darkroom_trainer.errors import RunError
 from darkroom_trainer.families import sd15
 from darkroom_trainer.families.recognition import check_family
-from darkroom_trainer.fetching import fetch_base_model, fetch_dataset
+from darkroom_trainer.fetching import DATASET, VALIDATION_DATASET, datasets, fetch_base_model, fetch_dataset
 from darkroom_trainer.hardware import BASE_DTYPES, open_accelerator
 from darkroom_trainer.latents import LatentCache
 from darkroom_trainer.lora_format import BaseModelFile, hash_base_model
@@ -56,14 +55,30 @@ def fetch(plan: RunPlan, services: Services) -> Inputs:
     check_family(header, model, family=spec.base_model.family)
     with ThreadPoolExecutor(1, "hash") as pool:
         base = pool.submit(hash_base_model, model, spec.base_model.sha256)
-        reporter.stage(Stage.FETCHING, "pictures")
         if spec.dataset.uri is None:
             raise RunError(FailureReason.INVALID_SPEC, "spec.dataset.name: the plan holds no address for it")
-        pictures = fetch_dataset(
-            store, parse_s3(spec.dataset.uri), services.work / "dataset", on_progress=reporter.transfer("pictures")
+        pictures = _fetch_pictures(plan, services)
+        course = arrange(
+            pictures[DATASET],
+            spec.training,
+            validation=spec.validation,
+            others=pictures.get(VALIDATION_DATASET, []),
         )
-        reporter.stage(Stage.INSPECTING)
-        return Inputs(model, header, base, arrange(scan(pictures, before_picture=services.stop.check), spec.training))
+        return Inputs(model, header, base, course)
+
+
+def _fetch_pictures(plan: RunPlan, services: Services) -> dict[str, list[Picture]]:
+    """Fetch and look through every set of pictures that the spec names, by the field that names it."""
+    whats = {DATASET: "pictures", VALIDATION_DATASET: "validation pictures"}
+    found: dict[str, list[Picture]] = {}
+    for field, prefix in datasets(plan.spec).items():
+        services.reporter.stage(Stage.FETCHING, whats[field])
+        directory = services.work / whats[field].replace(" ", "-")
+        progress = services.reporter.transfer(whats[field])
+        fetch_dataset(services.store, prefix, directory, field=field, on_progress=progress)
+        services.reporter.stage(Stage.INSPECTING, whats[field])
+        found[field] = scan(directory, field=field, before_picture=services.stop.check)
+    return found
 
 
 def prepare(plan: RunPlan, services: Services, inputs: Inputs) -> Session:
@@ -74,11 +89,11 @@ def prepare(plan: RunPlan, services: Services, inputs: Inputs) -> Session:
     model = sd15.load(
         inputs.model, inputs.header, dtype=BASE_DTYPES[spec.training.precision], device=accelerator.device
     )
-    latents = LatentCache(services.work / "latents")
+    latents, items = LatentCache(services.work / "latents"), [*course.items, *course.validation]
 
     def before_item(index: int) -> None:
         services.stop.check()
-        reporter.stage(Stage.CACHING, f"picture {index + 1} of {len(course.items)}")
+        reporter.stage(Stage.CACHING, f"picture {index + 1} of {len(items)}")
 
-    latents.fill(course.items, model.vae, on_item=before_item)
+    latents.fill(items, model.vae, on_item=before_item)
     return open_session(spec, course, model, latents=latents, accelerator=accelerator, inputs=inputs.fingerprint)

@@ -24,11 +24,10 @@ from darkroom_api.names import PLAN_DIRECTORY, PLAN_FILE, PROGRESS_PORT, TERMINA
 from darkroom_api.plan import RunPlan
 from darkroom_api.progress import Stage
 from darkroom_api.training import MUTABLE_FIELDS
-from darkroom_api.uris import parse_s3
 from darkroom_trainer import ending, logs
 from darkroom_trainer.connecting import open_store
 from darkroom_trainer.errors import RunError
-from darkroom_trainer.fetching import check_inputs
+from darkroom_trainer.fetching import check_inputs, datasets
 from darkroom_trainer.late_imports import hide
 from darkroom_trainer.patience import Patience
 from darkroom_trainer.probing import abandon_orphans, probe
@@ -178,8 +177,7 @@ def _connect(
     store = open_store(plan.spec.storage, environ, patience=patience)
     probe(store, plan.prefix)
     keep_plan(store, plan)
-    dataset = plan.spec.dataset.uri
-    check_inputs(store, plan.spec.base_model, parse_s3(dataset) if dataset else None)
+    check_inputs(store, plan.spec.base_model, datasets(plan.spec))
     abandon_orphans(store, plan.prefix)
     publisher = Publisher(store.uninterrupted(), plan, reporter)
     LOG.info("The store at %s is as it should be; loading the trainer", store.endpoint)

@@ -18,7 +18,7 @@ from typing import Final
 
 from darkroom_api.failures import FailureReason
 from darkroom_api.layout import INDEX, MANIFEST, checkpoint_directory, final_weights_file
-from darkroom_api.objects import FileRecord, Index, Manifest
+from darkroom_api.objects import FileRecord, Index, Manifest, ValidationRecord
 from darkroom_api.plan import RunPlan
 from darkroom_api.progress import Stage
 from darkroom_api.uris import S3Location
@@ -41,6 +41,7 @@ class _Task:
     files: tuple[Path, ...]
     epoch: int
     step: int
+    validation_loss: float | None = None
 
     @property
     def is_state(self) -> bool:
@@ -72,7 +73,9 @@ class Publisher:
             self._samples[record.epoch] = record.num_samples
             self._reporter.checkpointed(record)
 
-    def publish(self, directory: str, files: Sequence[Path], *, epoch: int, step: int) -> None:
+    def publish(
+        self, directory: str, files: Sequence[Path], *, epoch: int, step: int, validation_loss: float | None = None
+    ) -> None:
         """Hand over a finished directory; wait only if too many are in the queue already.
 
         Args:
@@ -80,11 +83,12 @@ class Publisher:
             files: What lies in it, by file name; never touched again by the caller.
             epoch: Epochs completed.
             step: Optimizer steps done.
+            validation_loss: Of a checkpoint that was measured.
 
         Raises:
             RunError: An earlier directory could not be published.
         """
-        self._put(_Task(directory, tuple(files), epoch, step))
+        self._put(_Task(directory, tuple(files), epoch, step, validation_loss))
 
     def publish_final(self, path: Path, epoch: int, step: int) -> None:
         """Hand over the last epoch's weights, for the name without a number."""
@@ -162,7 +166,9 @@ class Publisher:
             return
         location = self._prefix.join(task.directory)
         files = sorted(map(_record_of, task.files), key=lambda file: file.name)
-        manifest = Manifest(run=self._run, epoch=task.epoch, step=task.step, files=files)
+        manifest = Manifest(
+            run=self._run, epoch=task.epoch, step=task.step, files=files, validation_loss=task.validation_loss
+        )
         manifest = self._make_durable(task, location, manifest)
         LOG.info("Published %s (%d files, %.1f MB)", task.directory, len(files), sum(f.size_bytes for f in files) / 1e6)
         self._follow_up(task, manifest)
@@ -246,6 +252,8 @@ class Publisher:
             name=self._name,
             plan=self._reporter.plan,
             checkpoints=self._reporter.records(),
+            validations=[ValidationRecord(epoch=at, loss=loss) for at, loss in self._reporter.validations().items()],
+            best_epoch=self._reporter.best_epoch,
             updated=datetime.now(UTC),
         )
         self._store.replace(self._prefix.join(INDEX), index.model_dump_json(by_alias=True, indent=1).encode())
@@ -253,7 +261,7 @@ class Publisher:
 
 def encoded(manifest: Manifest) -> bytes:
     """Return a manifest's one representation: the same content is the same bytes."""
-    return manifest.model_dump_json(by_alias=True).encode()
+    return manifest.model_dump_json(by_alias=True, exclude_none=True).encode()
 
 
 def _unreadable(location: S3Location) -> RunError:

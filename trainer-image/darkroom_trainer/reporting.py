@@ -9,12 +9,13 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-from darkroom_api.progress import CheckpointRecord, Plan, Progress, Stage
+from darkroom_api.progress import CheckpointRecord, EarlyStop, Plan, Progress, Stage
+from darkroom_trainer.choosing import best_epoch
 from darkroom_trainer.pace import Pace
 
 LOG: Final = logging.getLogger(__name__)
@@ -24,6 +25,8 @@ MAXIMUM_CHECKPOINTS: Final = 1024
 MAXIMUM_MESSAGE: Final = 512
 _LINE_SECONDS: Final = 10.0
 _LINE_SHARE: Final = 0.05
+_EPOCH_END: Final = frozenset({Stage.VALIDATING, Stage.SAMPLING})
+"""What an epoch's end consists of, and comes before training as well."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ class Reporter:
         self._epoch = self._step = self._lined_step = 0
         self._learning_rate: float | None = None
         self._checkpoints: dict[int, CheckpointRecord] = {}
+        self._validations: dict[int, float] = {}
+        self._early_stop: EarlyStop | None = None
         self._updated, self._lined_at = now(), clock()
         self._bytes = {"up": 0, "down": 0}
         self._storage_failures = self._waiting = 0
@@ -68,8 +73,8 @@ class Reporter:
         """Say what the pod is doing now; the log gets a line when that changes."""
         with self._lock:
             if stage is not self._stage:
-                if self._stage is Stage.SAMPLING and self._pace.last_step_at is None:
-                    self._pace.before_first = self._clock() - self._stage_since
+                if self._stage in _EPOCH_END and self._pace.last_step_at is None:
+                    self._pace.before_first = (self._pace.before_first or 0.0) + self._clock() - self._stage_since
                 self._stage_since = self._clock()
                 if stage is not Stage.TRAINING or self._pace.last_step_at is None:
                     LOG.info("%s%s", stage.value, f": {message}" if message else "")
@@ -103,10 +108,11 @@ class Reporter:
             plan.total_steps,
         )
 
-    def restored(self, *, epoch: int, step: int) -> None:
+    def restored(self, *, epoch: int, step: int, validations: Mapping[int, float] | None = None) -> None:
         """Tell where an earlier attempt had come to."""
         with self._lock:
             self._epoch, self._step = epoch, step
+            self._validations |= validations or {}
             self._touch()
         LOG.info("Going on after step %d of epoch %d", step, epoch)
 
@@ -126,6 +132,23 @@ class Reporter:
             self._learning_rate = learning_rate if math.isfinite(learning_rate) and learning_rate >= 0 else None
             self._touch()
             self._line()
+
+    def validated(self, epoch: int, loss: float) -> None:
+        """Tell an epoch's validation loss; 0 is before training."""
+        with self._lock:
+            self._validations[epoch] = loss
+            self._touch()
+        LOG.info("epoch %d, validation loss %.6f", epoch, loss)
+
+    def stopped_early(self, stop: EarlyStop) -> None:
+        """Tell that the run ends with the epoch at hand: from now on its steps are all that were ever to be done."""
+        with self._lock:
+            self._early_stop = stop
+            if self._plan:
+                total = stop.epoch * self._plan.steps_per_epoch
+                self._plan = self._plan.model_copy(update={"total_steps": total})
+            self._touch()
+        LOG.info("Stopping early after epoch %d; validations without improvement: %d", stop.epoch, stop.validations)
 
     def checkpointed(self, record: CheckpointRecord, *, fresh: bool = False) -> None:
         """Tell of a checkpoint whose manifest lies in the store; a later record of the same epoch takes its place.
@@ -174,6 +197,23 @@ class Reporter:
         with self._lock:
             return [self._checkpoints[epoch] for epoch in sorted(self._checkpoints)]
 
+    def validations(self) -> dict[int, float]:
+        """Return the validation losses by epoch, oldest first; those that earlier attempts published among them."""
+        with self._lock:
+            published = {it.epoch: it.validation_loss for it in self.records() if it.validation_loss is not None}
+            return dict(sorted((self._validations | published).items()))
+
+    @property
+    def best_epoch(self) -> int | None:
+        """Return the epoch of the least validation loss among those whose checkpoint is in the store."""
+        return best_epoch(self.records())
+
+    @property
+    def early_stop(self) -> EarlyStop | None:
+        """Return why the run ends before its last epoch, if it does."""
+        with self._lock:
+            return self._early_stop
+
     @property
     def plan(self) -> Plan | None:
         """Return what the dataset means in steps, once that is known."""
@@ -190,7 +230,7 @@ class Reporter:
     def snapshot(self) -> Progress:
         """Return the report as it stands; ``updated`` is when anything in it last changed."""
         with self._lock:
-            remaining = self._remaining()
+            remaining, validations = self._remaining(), self.validations()
             return Progress(
                 run=self._run,
                 pod=self._pod,
@@ -203,6 +243,8 @@ class Reporter:
                 estimated_remaining_seconds=None if remaining is None else round(remaining),
                 loss=self._pace.loss,
                 learning_rate=self._learning_rate,
+                validation_loss=validations[max(validations)] if validations else None,
+                best_epoch=self.best_epoch,
                 checkpoints=self.records()[-MAXIMUM_CHECKPOINTS:],
                 updated=self._updated,
             )

@@ -86,6 +86,7 @@ def checkpoint_record(manifest: Manifest, *, num_samples: int) -> CheckpointReco
         sha256=weights.sha256,
         size_bytes=weights.size_bytes,
         num_samples=num_samples,
+        validation_loss=manifest.validation_loss,
     )
 
 

@@ -1,4 +1,4 @@
-"""What a run hands over: checkpoints and samples at the end of epochs, and its resume state."""
+"""What a run hands over: validation, checkpoints and samples at the end of epochs, and its resume state."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from typing import Final
 from darkroom_api.layout import checkpoint_directory, sample_file, samples_directory, state_directory, weights_file
 from darkroom_api.progress import Stage
 from darkroom_trainer import lora_format
+from darkroom_trainer.choosing import is_validated
 from darkroom_trainer.sampling import paint, wanted_pictures
 from darkroom_trainer.services import Services
 from darkroom_trainer.session import Session
+from darkroom_trainer.validating import validation_loss
 from darkroom_trainer.writing import Writer
 
 LOG: Final = logging.getLogger(__name__)
@@ -40,15 +42,17 @@ class Results:
     _saves: Iterator[int] = field(default_factory=itertools.count, init=False)
 
     def close_epoch(self, epoch: int) -> None:
-        """Hand over an epoch's checkpoint and samples, then the state; epoch 0 has samples only.
+        """Validate an epoch, hand over its checkpoint and samples, then the state; epoch 0 has no checkpoint.
 
         Raises:
-            StopRequested: In the middle of the samples; the epoch is not closed and its end will be repeated.
+            StopRequested: In the middle of validation or samples; the epoch is not closed, its end will be repeated.
         """
         spec, position = self.session.spec, self.session.position
-        is_last = epoch == self.session.course.epochs
-        has_checkpoint = epoch > 0 and (is_last or epoch % spec.checkpoints.every_epochs == 0)
         with self.session.evaluating():
+            if is_validated(spec.validation, epoch, epochs=self.session.course.epochs):
+                self._validate(epoch)
+            is_last = epoch == self.session.last_epoch  # the validation may have made it so
+            has_checkpoint = epoch > 0 and (is_last or epoch % spec.checkpoints.every_epochs == 0)
             if has_checkpoint:
                 self._write_checkpoint(epoch, is_last=is_last)
             if spec.samples.prompts and (is_last or epoch % spec.samples.every_epochs == 0):
@@ -90,6 +94,21 @@ class Results:
             except Exception as error:  # noqa: BLE001 - it must not hide why the run ends
                 LOG.warning("Not everything of the epochs before could be published: %s", error)
 
+    def _validate(self, epoch: int) -> None:
+        session, reporter, stop = self.session, self.services.reporter, self.services.stop
+        if epoch in session.position.validations:
+            return  # measured by an attempt that was stopped later in this epoch's end
+
+        def before_batch(number: int, total: int) -> None:
+            stop.check()
+            reporter.stage(Stage.VALIDATING, f"Epoch {epoch}: batch {number} of {total}")
+
+        loss = validation_loss(session, before_batch=before_batch)
+        session.position.record_validation(epoch, loss)
+        reporter.validated(epoch, loss)
+        if session.early_stop:
+            reporter.stopped_early(session.early_stop)
+
     def _write_checkpoint(self, epoch: int, *, is_last: bool) -> None:
         self.services.reporter.stage(Stage.SAVING, f"Checkpoint of epoch {epoch}")
         session, publisher, step = self.session, self.services.publisher, self.session.position.step
@@ -97,13 +116,15 @@ class Results:
         weights = self._folder(directory) / weights_file(self.name, epoch=epoch)
         tensors = lora_format.kohya_tensors(session.adapter, lora_format.DTYPES[session.spec.checkpoints.precision])
         metrics = json.dumps(self._metrics(epoch))
+        loss = session.position.validations.get(epoch)
 
         def write() -> None:
             base = self.base.result()
             about = lora_format.metadata(session.spec, session.course, base, name=weights.stem, epoch=epoch)
             weights.write_bytes(lora_format.encode_lora(tensors, about))
             weights.with_name(METRICS).write_text(metrics)
-            publisher.publish(directory, [weights, weights.with_name(METRICS)], epoch=epoch, step=step)
+            files = [weights, weights.with_name(METRICS)]
+            publisher.publish(directory, files, epoch=epoch, step=step, validation_loss=loss)
             if is_last:
                 publisher.publish_final(weights, epoch, step)
 
@@ -111,12 +132,16 @@ class Results:
 
     def _metrics(self, epoch: int) -> dict[str, object]:
         position = self.session.position
-        return {
+        metrics: dict[str, object] = {
             "epoch": epoch,
             "steps": position.steps,
             "losses": position.losses,
             "learningRates": position.learning_rates,
         }
+        if self.session.spec.validation:
+            curve = {"epochs": position.validated_epochs, "losses": position.validation_losses}
+            metrics |= {"validationLoss": position.validations.get(epoch), "validations": curve}
+        return metrics
 
     def _paint_samples(self, epoch: int) -> None:
         session, spec, files = self.session, self.session.spec, []

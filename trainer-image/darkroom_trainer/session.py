@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,8 @@ from accelerate import Accelerator
 
 from darkroom_api.failures import FailureReason
 from darkroom_api.lora_training import LoraTrainingSpec
-from darkroom_trainer import objectives, state
+from darkroom_api.progress import EarlyStop
+from darkroom_trainer import choosing, objectives, state
 from darkroom_trainer.adapters import TEXT_ENCODER, UNET, Adapter, inject
 from darkroom_trainer.batches import Course, Item
 from darkroom_trainer.captions import present
@@ -61,8 +62,19 @@ class Session:
 
     @property
     def is_finished(self) -> bool:
-        """Tell whether all epochs are trained and closed."""
-        return self.position.closed_epoch >= self.course.epochs
+        """Tell whether all epochs that will be trained are closed."""
+        return self.position.closed_epoch >= self.last_epoch
+
+    @property
+    def early_stop(self) -> EarlyStop | None:
+        """Return why the run ends before its last epoch, if it does."""
+        return choosing.early_stop(self.spec.validation, self.position.validations, epochs=self.course.epochs)
+
+    @property
+    def last_epoch(self) -> int:
+        """Return the last epoch that is trained, as far as that is known."""
+        stop = self.early_stop
+        return stop.epoch if stop else self.course.epochs
 
     @property
     def epoch_to_close(self) -> int | None:
@@ -74,6 +86,12 @@ class Session:
     def epoch(self) -> int:
         """Return the epoch of the last step, from 1; 0 before the first."""
         return math.ceil(self.position.step / self.course.steps_per_epoch)
+
+    @property
+    def _place(self) -> str:
+        """Return what the coming step is called where it fails."""
+        step = self.position.step
+        return f"step {step + 1} in epoch {step // self.course.steps_per_epoch + 1}"
 
     def step(self) -> Stepped:
         """Train on the next batches, as many as a step has.
@@ -92,7 +110,7 @@ class Session:
         limit = training.maximum_gradient_norm or math.inf
         norm = self.accelerator.clip_grad_norm_(self.adapter.named_parameters().values(), limit)
         if not self.accelerator.scaler:  # a loss scaler leaves out such a step by itself and scales less
-            self._require_finite("gradient's norm", float(norm), [item for batch in window for item in batch])
+            require_finite(f"gradient's norm of {self._place}", float(norm), [it for batch in window for it in batch])
         rate = rate_in_force(training.optimizer, self.optimizer.optimizer, self.peaks[0] * factor)
         self.optimizer.step()
         self.position.record(value, rate)
@@ -103,7 +121,7 @@ class Session:
         num_pictures, shown, value = sum(len(batch) for batch in window), 0, 0.0
         for batch in window:
             loss = self._loss(batch, step, first=shown)
-            self._require_finite("loss", float(loss.detach()), batch)
+            require_finite(f"loss of {self._place}", float(loss.detach()), batch)
             # By pictures, not by batches: a bucket's last batch and an epoch's last window may be short.
             share = len(batch) / num_pictures
             self.accelerator.backward(loss * share)
@@ -111,36 +129,20 @@ class Session:
             shown += len(batch)
         return value
 
-    def _require_finite(self, what: str, value: float, batch: list[Item]) -> None:
-        if math.isfinite(value):
-            return
-        done, names = self.position.step, ", ".join(item.picture.name for item in batch)
-        epoch = done // self.course.steps_per_epoch + 1
-        raise RunError(
-            FailureReason.LOSS_NOT_FINITE,
-            f"the {what} of step {done + 1} in epoch {epoch} is {value}; its pictures: {names[:500]}",
-        )
-
     def _loss(self, batch: list[Item], step: int, *, first: int) -> torch.Tensor:
-        training, model = self.spec.training, self.model
-        alphas_T, objective = model.scheduler.alphas_cumprod, training.objective
+        training, objective = self.spec.training, self.spec.training.objective
+        alphas_T = self.model.scheduler.alphas_cumprod
         noised = objectives.joined(
-            [self._noised(item, step, number) for number, item in enumerate(batch, start=first)], model.device
+            [self._noised(item, step, number) for number, item in enumerate(batch, start=first)], self.model.device
         )
         captions = [
             present(item.picture.caption, training.captions, shuffler(training.seed, "captions", step, number))
             for number, item in enumerate(batch, start=first)
         ]
-        with self.accelerator.autocast():
-            conditions_BLD = encode_texts(model, captions)
-            predicted = model.unet(
-                noised.latents_BCHW.to(model.dtype),
-                noised.timesteps_B.to(model.device),
-                encoder_hidden_states=conditions_BLD,
-                return_dict=False,
-            )[0]
         weights_B = objectives.weights(noised.timesteps_B, alphas_T, objective)
-        return objectives.loss(predicted, noised, weights_B, kind=objective.loss, alphas_T=alphas_T)
+        return objectives.loss(
+            self.predict(noised, captions), noised, weights_B, kind=objective.loss, alphas_T=alphas_T
+        )
 
     def _noised(self, item: Item, step: int, number: int) -> objectives.Noised:
         """Noise one picture of a step by random numbers of its own: how the step is cut into batches changes none."""
@@ -149,9 +151,22 @@ class Session:
         alphas_T = self.model.scheduler.alphas_cumprod
         return objectives.add_noise(latents_1CHW, alphas_T, generator, objective=self.spec.training.objective)
 
+    def predict(self, noised: objectives.Noised, captions: list[str]) -> torch.Tensor:
+        """Return the noise (B, C, H, W) that the model sees in noised latents under these captions."""
+        model = self.model
+        with self.accelerator.autocast():
+            conditions_BLD = encode_texts(model, captions)
+            predicted_BCHW: torch.Tensor = model.unet(
+                noised.latents_BCHW.to(model.dtype),
+                noised.timesteps_B.to(model.device),
+                encoder_hidden_states=conditions_BLD,
+                return_dict=False,
+            )[0]
+        return predicted_BCHW
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Hold the weights that checkpoints and samples are to have; afterwards exactly those that are trained."""
+        """Hold the weights that checkpoints, samples and validations are to have; afterwards those that are trained."""
         with evaluation_weights(self.optimizer.optimizer):
             yield
 
@@ -176,6 +191,18 @@ class Session:
         )
         if self.accelerator.scaler and scaler:
             self.accelerator.scaler.load_state_dict(scaler)
+
+
+def require_finite(what: str, value: float, items: Sequence[Item]) -> None:
+    """Accept a number of a batch.
+
+    Raises:
+        RunError: It is not finite; the batch's pictures are named.
+    """
+    if math.isfinite(value):
+        return
+    names = ", ".join(item.picture.name for item in items)
+    raise RunError(FailureReason.LOSS_NOT_FINITE, f"the {what} is {value}; its pictures: {names[:500]}")
 
 
 def open_session(

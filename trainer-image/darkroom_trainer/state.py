@@ -35,11 +35,24 @@ class Position:
     step: int = 0
     """Optimizer steps done."""
     closed_epoch: int = -1
-    """Last epoch whose checkpoint and samples were handed over; 0 stands for the samples before training."""
+    """Last epoch whose checkpoint and samples were handed over; 0 stands for what comes before training."""
     steps: list[int] = field(default_factory=list)
     """Steps since the last checkpoint, from 1, with their losses and learning rates."""
     losses: list[float] = field(default_factory=list)
     learning_rates: list[float] = field(default_factory=list)
+    validated_epochs: list[int] = field(default_factory=list)
+    """Epochs with a validation, since the run began, with their losses."""
+    validation_losses: list[float] = field(default_factory=list)
+
+    @property
+    def validations(self) -> dict[int, float]:
+        """Return all validation losses by epoch, oldest first."""
+        return dict(zip(self.validated_epochs, self.validation_losses, strict=True))
+
+    def record_validation(self, epoch: int, loss: float) -> None:
+        """Keep an epoch's validation loss."""
+        self.validated_epochs.append(epoch)
+        self.validation_losses.append(loss)
 
     def record(self, loss: float, learning_rate: float) -> None:
         """Count a step."""

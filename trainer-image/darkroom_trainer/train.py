@@ -31,7 +31,9 @@ def train(plan: RunPlan, services: Services) -> None:
         if restored.state_directory:
             reporter.stage(Stage.RESUMING)
             session.load(restored.state_directory)
-            reporter.restored(epoch=session.epoch, step=session.position.step)
+            reporter.restored(epoch=session.epoch, step=session.position.step, validations=session.position.validations)
+            if session.early_stop:
+                reporter.stopped_early(session.early_stop)
 
         results = Results(plan.name, session, services, inputs.base)
         saved_at = time.monotonic()

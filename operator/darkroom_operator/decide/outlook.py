@@ -9,6 +9,7 @@ from typing import Final
 
 from darkroom_api.failures import NEVER_RETRIED, FailureReason
 from darkroom_api.lora_training import LoraTrainingSpec
+from darkroom_api.progress import EarlyStop
 from darkroom_api.status import TERMINAL_PHASES, Failure, Phase, TrainingStatus
 from darkroom_operator.config import Config
 from darkroom_operator.decide import failures, waiting
@@ -129,7 +130,7 @@ def _waiting(name: str) -> Outlook:
 def _without_job(situation: Situation) -> Outlook:
     snapshot, spec, last = situation.snapshot, situation.spec, situation.last
     if last and last.succeeded and last.ending and last.ending.result and last.ending.result.outcome == "Succeeded":
-        return _succeeded(last.ending.finished)
+        return _succeeded(situation, last.ending.finished)
     if still := live(situation.attempts):
         message = f"Waiting for pod {still[-1].pod} of the deleted Job to end: two pods never write at once."
         return _paused(spec, Outlook(phase=Phase.PENDING, reason="PreviousPodStopping", message=message))
@@ -170,14 +171,26 @@ def _suspended() -> Outlook:
     )
 
 
-def _succeeded(ended: datetime | None) -> Outlook:
-    return Outlook(
-        phase=Phase.SUCCEEDED,
-        reason="Succeeded",
-        message="All epochs are trained and in the store.",
-        is_progressing=False,
-        ended=ended,
-    )
+def _succeeded(situation: Situation, ended: datetime | None) -> Outlook:
+    reason, message = "Succeeded", "All epochs are trained and in the store."
+    if stop := _early_stop(situation):
+        epochs = situation.spec.training.epochs
+        reason = "StoppedEarly"
+        message = (
+            f"Stopped early after epoch {stop.epoch} of {epochs}: {stop.validations} "
+            f"validation{'s'[: stop.validations > 1]} in a row without improvement (spec.validation.earlyStopping). "
+            "All trained epochs are in the store."
+        )
+    return Outlook(phase=Phase.SUCCEEDED, reason=reason, message=message, is_progressing=False, ended=ended)
+
+
+def _early_stop(situation: Situation) -> EarlyStop | None:
+    """Return why the last attempt left out epochs, if it says so and the spec allows it."""
+    validation, last = situation.spec.validation, situation.last
+    result = last.ending.result if last and last.ending else None
+    stop = result.stopped_early if result else None
+    is_allowed = validation is not None and validation.early_stopping is not None
+    return stop if stop and is_allowed and stop.epoch < situation.spec.training.epochs else None
 
 
 def _plan_if_missing(situation: Situation) -> tuple[Action, ...]:
@@ -230,7 +243,7 @@ def _ended(situation: Situation, present: Object, *, final: Object) -> Outlook:
             requeue_after=min(left, SETTLING.total_seconds()),
         )
     if is_complete:
-        return _succeeded(ended)
+        return _succeeded(situation, ended)
     return failed(failures.of_job(final, last=last, recorded=situation.status.failure), ended=ended)
 
 

@@ -27,6 +27,7 @@ class Reports:
     plan: Plan | None
     progress: ProgressStatus | None
     checkpoints: list[CheckpointStatus]
+    best_epoch: int | None
     write_after: float | None = None
     """Seconds after which held-back progress may be written."""
 
@@ -66,20 +67,23 @@ def collect(sources: Sources, plan: RunPlan, *, phase: Phase, interval: float, n
     told = sources.status.plan
     if heard and heard.progress.plan:
         told = heard.progress.plan
-    if word and word.result and word.result.plan and (word.result.plan.buckets or not told):
-        told = word.result.plan  # its buckets are left out where they did not fit
-    checkpoints = _checkpoints(sources, plan)
+    if word and word.result and (last := word.result.plan):
+        # Its buckets are left out where they did not fit.
+        told = last.model_copy(update={"buckets": told.buckets}) if told and not last.buckets else last
+    best = _best_epoch(sources, epochs=plan.spec.training.epochs)
+    checkpoints = _checkpoints(sources, plan, best=best)
     latest = _progress(sources, told, epochs=plan.spec.training.epochs)
     if phase == Phase.SUCCEEDED and latest:
         latest = _completed(latest)
     elif phase != Phase.RUNNING and latest:
         latest = latest.model_copy(update={"steps_per_second": None, "estimated_remaining_seconds": None})
     recorded = sources.status.progress
-    is_news = told != sources.status.plan or checkpoints != sources.status.checkpoints or phase != Phase.RUNNING
+    before = (sources.status.plan, sources.status.checkpoints, sources.status.best_epoch)
+    is_news = (told, checkpoints, best) != before or phase != Phase.RUNNING
     held_back = None if is_news else _held_back(recorded, latest, interval=interval, now=now)
     if held_back is not None or _says_the_same(recorded, latest):
         latest = recorded
-    return Reports(told, latest, checkpoints, held_back)
+    return Reports(told, latest, checkpoints, best, held_back)
 
 
 def _held_back(
@@ -96,7 +100,7 @@ def _says_the_same(recorded: ProgressStatus | None, latest: ProgressStatus | Non
     """Tell whether a report differs at most in its time and the estimates that follow from time alone."""
     if recorded is None or latest is None:
         return recorded is latest
-    names = ("stage", "epoch", "step", "total_steps", "percentage", "loss", "learning_rate")
+    names = ("stage", "epoch", "step", "total_steps", "percentage", "loss", "validation_loss", "learning_rate")
     same = all(getattr(recorded, name) == getattr(latest, name) for name in names)
     return same and (recorded.steps_per_second is None) == (latest.steps_per_second is None)
 
@@ -141,6 +145,7 @@ def _of_report(report: Progress, plan: Plan | None, *, received: datetime) -> Pr
         steps_per_second=_rounded(report.steps_per_second),
         estimated_remaining_seconds=report.estimated_remaining_seconds,
         loss=_rounded(report.loss),
+        validation_loss=_rounded(report.validation_loss),
         learning_rate=report.learning_rate,
         last_updated_time=received,
     )
@@ -171,13 +176,16 @@ def _never() -> datetime:
     return datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 
 
-def _checkpoints(sources: Sources, plan: RunPlan) -> list[CheckpointStatus]:
+def _checkpoints(sources: Sources, plan: RunPlan, *, best: int | None) -> list[CheckpointStatus]:
     """Unite all records by epoch: a pod that resumes knows at first less than its predecessor did."""
     merged = {entry.epoch: entry for entry in sources.status.checkpoints}
     for record in _records(sources):
         if record.epoch <= plan.spec.training.epochs:
             merged[record.epoch] = _address(record, plan)
-    return _bounded([merged[epoch] for epoch in sorted(merged)][-MAXIMUM_CHECKPOINTS:])
+    epochs = sorted(merged)[-MAXIMUM_CHECKPOINTS:]
+    if best in merged and best not in epochs:
+        epochs[0] = best  # the one that people look for, however old
+    return _bounded([merged[epoch] for epoch in epochs])
 
 
 def _bounded(checkpoints: list[CheckpointStatus]) -> list[CheckpointStatus]:
@@ -187,6 +195,16 @@ def _bounded(checkpoints: list[CheckpointStatus]) -> list[CheckpointStatus]:
         listed += len(entry.samples)
         kept.append(entry if listed <= MAXIMUM_SAMPLES else entry.model_copy(update={"samples": []}))
     return kept[::-1]
+
+
+def _best_epoch(sources: Sources, *, epochs: int) -> int | None:
+    """Return what the newest attempt says: from the store it knows all that earlier ones found, once it has looked."""
+    word, heard = sources.last_word, sources.heard
+    told = [
+        word.result.best_epoch if word and word.result else None,
+        heard.progress.best_epoch if heard else None,
+    ]
+    return next((epoch for epoch in told if epoch and epoch <= epochs), sources.status.best_epoch)
 
 
 def _records(sources: Sources) -> Iterable[CheckpointRecord]:
@@ -208,5 +226,6 @@ def _address(record: CheckpointRecord, plan: RunPlan) -> CheckpointStatus:
         uri=str(weights),
         sha256=record.sha256,
         size_bytes=record.size_bytes,
+        validation_loss=_rounded(record.validation_loss),
         samples=[str(directory.join(name)) for name in names[: record.num_samples]],
     )

@@ -90,6 +90,7 @@ def _going_on(situation: Situation) -> Plan:
             "plan": reports.plan,
             "progress": reports.progress,
             "checkpoints": reports.checkpoints,
+            "best_epoch": reports.best_epoch,
             "output": str(plan.prefix),
         }
     )

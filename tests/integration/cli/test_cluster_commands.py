@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from darkroom_cli.__main__ import main
-from darkroom_cli.sheet import GAP, HEADER_HEIGHT, LABEL_WIDTH, MISSING
+from darkroom_cli.sheet import BEST, GAP, HEADER_HEIGHT, LABEL_WIDTH, MISSING
 from dev.cluster.waiting import wait_for
 from tests.integration.cli.conftest import Cluster, Run
 
@@ -99,6 +99,20 @@ def test_checkpoints_are_listed_and_verified(run: Run, capsys: Output) -> None:
     assert lines[2] == ["2", "20", "9", "B", "verified", uri]
 
 
+def test_checkpoints_show_the_validation_loss_and_the_best(run: Run, capsys: Output) -> None:
+    records = run.put_checkpoints([1, 2])
+    for record, loss in zip(records, (0.25, 0.3), strict=True):
+        record["validationLoss"] = loss
+    run.cluster.tell("robot", {"phase": "Succeeded", "checkpoints": records, "bestEpoch": 1})
+    assert command(run.cluster, "checkpoints", "lora/robot") == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[:-1] for line in lines] == [
+        ["EPOCH", "STEP", "SIZE", "VALIDATION"],
+        ["1", "10", "9", "B", "0.2500", "(best)"],
+        ["2", "20", "9", "B", "0.3000"],
+    ]
+
+
 def test_checkpoints_that_are_gone_or_changed_are_found(run: Run, capsys: Output) -> None:
     records = run.put_checkpoints([1, 2, 3, 4])
     folder = run.prefix.join("checkpoints")
@@ -119,6 +133,7 @@ def test_the_sheet_shows_what_manifests_name(run: Run, tmp_path: Path, capsys: O
     run.put_samples(0, {"p0-s1.png": red, "p1-s1.png": blue})
     run.put_samples(1, {"p0-s1.png": green})
     run.put_samples(2, {"p0-s1.png": blue}, manifest=False)  # an upload that was cut off
+    run.cluster.tell("robot", {"bestEpoch": 1})
     output = tmp_path / "new" / "sheet.png"
     assert command(run.cluster, "sheet", "lora/robot", "--output", str(output)) == 0
     picture = Image.open(output)
@@ -126,6 +141,7 @@ def test_the_sheet_shows_what_manifests_name(run: Run, tmp_path: Path, capsys: O
     left, top = LABEL_WIDTH + GAP + 32, HEADER_HEIGHT + GAP + 32
     cells = [picture.getpixel((left + x * (64 + GAP), top + y * (64 + GAP))) for y in (0, 1) for x in (0, 1)]
     assert cells == [red, green, blue, MISSING]
+    assert [picture.getpixel((LABEL_WIDTH + GAP + x * (64 + GAP), 1)) == BEST for x in (0, 1)] == [False, True]
     assert f"wrote {output}" in capsys.readouterr().out
 
 

@@ -45,10 +45,14 @@ from tests.integration.operator.cluster import MERGE, SPEC, Cluster, RefusedErro
             {"training": {"objective": {"minSnrGamma": 5, "debiased": True}}},
             ["spec.training.objective", "either minSnrGamma or debiased"],
         ),
+        ({"validation": {}}, ["spec.validation", "give either images or dataset, not both and not neither"]),
+        ({"validation": {"images": 1, "dataset": {"uri": "s3://studio/v"}}}, ["spec.validation", "not both"]),
+        ({"validation": {"images": 0}}, ["spec.validation.images", "0", "greater than or equal to 1"]),
+        ({"validation": {"images": 1, "earlyStopping": {}}}, ["spec.validation.earlyStopping.patience", "Required"]),
         ({"backoffLimit": -1}, ["spec.backoffLimit", "-1", "greater than or equal to 0"]),
     ],
     ids=["rank", "unknown", "foreign", "both", "neither", "uri", "step", "seeds", "owner", "two rates", "low rate",
-         "free", "warm-up", "weights", "backoff"],
+         "free", "warm-up", "weights", "judges", "doubled", "none", "patience", "backoff"],
 )  # fmt: skip
 def test_a_wrong_spec_is_refused_with_path_given_and_allowed(
     cluster: Cluster, spec: dict[str, Any], words: list[str]
@@ -85,6 +89,8 @@ def test_what_may_not_change_is_refused_and_what_may_is_not(cluster: Cluster) ->
     cluster.apply("anna")
     with pytest.raises(RefusedError, match="output may not change; apply the resource under a new name"):
         cluster.change("anna", output={"uri": "s3://elsewhere/loras"})
+    with pytest.raises(RefusedError, match="validation may not change"):
+        cluster.change("anna", validation={"images": 1})
     with pytest.raises(RefusedError, match="network may not change"):
         cluster.change("anna", network={"rank": 4})
     changed = cluster.change("anna", suspend=True, backoffLimit=0, activeDeadlineSeconds=5, ttlSecondsAfterFinished=0)

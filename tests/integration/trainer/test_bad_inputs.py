@@ -113,6 +113,31 @@ def test_bad_pictures(bench: Bench, tmp_path: Path, spoil: Callable[[Path], None
         assert words in failure.message
 
 
+def test_more_pictures_held_out_than_there_are(bench: Bench) -> None:
+    failure = fail(bench, code=ExitCode.DATA, validation={"images": 4})
+    assert failure.reason is FailureReason.DATASET_REJECTED
+    assert "spec.validation.images: 4 pictures are to be held out, but the dataset has 4 different" in failure.message
+    assert "at most 3" in failure.advice
+
+
+@pytest.mark.parametrize(
+    ("prefix", "code", "expected"),
+    [
+        ("pictures", ExitCode.DATA, "4 of 4 pictures are in spec.dataset.uri too"),
+        ("nowhere", ExitCode.NO_INPUT, "there is no object below this prefix"),
+        ("notes", ExitCode.DATA, "Found:\n20_sks robot/: no picture in it"),
+    ],
+)
+def test_validation_pictures_that_cannot_judge(
+    bench: Bench, tmp_path: Path, prefix: str, code: ExitCode, expected: str
+) -> None:
+    no_pictures(tmp_path / "notes")
+    bench.upload(tmp_path / "notes", "notes")
+    failure = fail(bench, code=code, validation={"dataset": {"uri": f"s3://{bench.bucket}/{prefix}"}})
+    assert failure.message.startswith("spec.validation.dataset.uri: ")
+    assert expected in failure.message
+
+
 def test_a_gpu_that_is_not_there(bench: Bench) -> None:
     if torch.cuda.is_available():
         pytest.skip("has a GPU")

@@ -7,8 +7,6 @@ import json
 import math
 import signal
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +14,8 @@ from PIL import Image
 from safetensors.torch import load
 
 from darkroom_api.failures import ExitCode, FailureReason
-from tests.builders.s3_proxy import S3Proxy, s3_proxy
-from tests.integration.trainer.trainer_runs import Attempt, Bench, Objects
+from tests.builders.s3_proxy import S3Proxy
+from tests.integration.trainer.trainer_runs import Attempt, Bench, Objects, killed_before
 
 STEPS = 8
 
@@ -70,39 +68,6 @@ def test_samples_begin_before_training_and_change(undisturbed: Objects) -> None:
     assert {picture.shape for picture in pictures} == {(96, 96, 3)}
     assert not np.array_equal(pictures[0], pictures[1])
     assert not np.array_equal(pictures[1], pictures[2])
-
-
-@pytest.fixture
-def disturbed(bench: Bench, tmp_path: Path) -> Bench:
-    """The same inputs in a bucket of its own."""
-    made = Bench(bench.store, bench.store.bucket(), tmp_path)
-    client = bench.store.client()
-    for key in ("base.safetensors", "pictures"):
-        for item in client.list_objects_v2(Bucket=bench.bucket, Prefix=key)["Contents"]:
-            source = {"Bucket": bench.bucket, "Key": item["Key"]}
-            client.copy_object(Bucket=made.bucket, Key=item["Key"], CopySource=source)
-    return made
-
-
-@pytest.fixture
-def proxy(bench: Bench) -> Iterator[S3Proxy]:
-    with s3_proxy(bench.store.endpoint_url) as running:
-        yield running
-
-
-def killed_before(key: str, attempt: Attempt, proxy: S3Proxy) -> Attempt:
-    """Kill a process when it asks to write an object, which is not written then."""
-
-    def kill(method: str, path: str) -> None:
-        if method == "PUT" and path.partition("?")[0].endswith(f"/{key}"):
-            attempt.process.kill()
-            attempt.process.wait()
-            raise ConnectionResetError
-
-    proxy.on_request = kill
-    assert attempt.wait() == -signal.SIGKILL, attempt.log
-    proxy.on_request = None
-    return attempt
 
 
 def test_a_run_that_is_killed_and_stopped_ends_as_the_undisturbed_one(

@@ -16,6 +16,7 @@ from darkroom_api.lora_training import LoraTrainingSpec
 from darkroom_api.plan import RunPlan
 from darkroom_api.result import RunResult, decode_result
 from darkroom_trainer.__main__ import main
+from tests.builders.s3_proxy import S3Proxy
 from tests.integration.conftest import Store
 
 RUN = "0123456789"
@@ -182,3 +183,18 @@ class Objects:
             for key in self.keys()
             if key.startswith(("checkpoints/", "samples/")) or (key.endswith(".safetensors") and "/" not in key)
         }
+
+
+def killed_before(key: str, attempt: Attempt, proxy: S3Proxy) -> Attempt:
+    """Kill a process when it asks to write an object, which is not written then."""
+
+    def kill(method: str, path: str) -> None:
+        if method == "PUT" and path.partition("?")[0].endswith(f"/{key}"):
+            attempt.process.kill()
+            attempt.process.wait()
+            raise ConnectionResetError
+
+    proxy.on_request = kill
+    assert attempt.wait() == -signal.SIGKILL, attempt.log
+    proxy.on_request = None
+    return attempt

@@ -86,7 +86,8 @@ def test_an_epoch_is_published_whole_and_in_order(
     publisher = publishers(proxied, place)
     path, metrics = weights(tmp_path, 1), files(metrics_json=b"{}")
     digest = sha256_of(path)
-    publisher.publish(checkpoint_directory(1), [path, *metrics], epoch=1, step=10)
+    reporter.validated(0, 0.75)
+    publisher.publish(checkpoint_directory(1), [path, *metrics], epoch=1, step=10, validation_loss=0.5)
     publisher.publish_final(path, 1, 10)
     publisher.publish(samples_directory(1), files(**{"p0-s1_png": 50, "p0-s2_png": 50}), epoch=1, step=10)
     publisher.publish(state_directory(10), files(adapter_safetensors=100, state_json=10), epoch=1, step=10)
@@ -118,6 +119,8 @@ def test_an_epoch_is_published_whole_and_in_order(
     ]
     index = Index.model_validate_json(place.get(f"{place.prefix.key}/index.json"))
     assert index.checkpoints == told
+    assert (manifest.validation_loss, told[0].validation_loss, index.best_epoch) == (0.5, 0.5, 1)
+    assert [(it.epoch, it.loss) for it in index.validations] == [(0, 0.75), (1, 0.5)]
     puts = [path.rpartition("/")[2] for method, path in proxy.requests if method == "PUT"]
     for directory in (("anna-000001.safetensors", "metrics.json"), ("p0-s1.png", "p0-s2.png")):
         first_manifest = puts.index("manifest.json")

@@ -11,14 +11,14 @@ from darkroom_trainer.store import Store
 from tests.integration.trainer_io.conftest import RUN, Place
 
 
-def put_directory(place: Place, directory: str, *, number: int, **files: bytes) -> None:
+def put_directory(place: Place, directory: str, *, number: int, loss: float | None = None, **files: bytes) -> None:
     """Put a directory as the publisher would."""
     records = []
     for name, content in files.items():
         real = name.replace("_", ".")
         place.put(f"{place.prefix.key}/{directory}/{real}", content)
         records.append(FileRecord(name=real, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest()))
-    manifest = Manifest(run=RUN, epoch=number, step=number, files=records)
+    manifest = Manifest(run=RUN, epoch=number, step=number, files=records, validation_loss=loss)
     place.put(f"{place.prefix.key}/{directory}/manifest.json", manifest.model_dump_json(by_alias=True).encode())
 
 
@@ -85,6 +85,7 @@ def test_checkpoints_and_samples_are_counted_by_their_manifests(place: Place, st
             place,
             f"checkpoints/epoch-{epoch:06d}",
             number=epoch,
+            loss={2: 0.1}.get(epoch),
             **{f"anna-{epoch:06d}_safetensors": b"w" * epoch, "metrics_json": b"{}"},
         )
     for epoch in (0, 2):
@@ -94,6 +95,7 @@ def test_checkpoints_and_samples_are_counted_by_their_manifests(place: Place, st
     place.put(f"{place.prefix.key}/samples/epoch-000001/p0-s1.png", b"half done")
     put_directory(place, "checkpoints/not-ours", number=1, x_safetensors=b"w")
     found = restore(store, place.prefix, tmp_path)
+    assert [one.validation_loss for one in found.checkpoints] == [None, 0.1, None]
     assert [(one.epoch, one.step, one.size_bytes, one.num_samples) for one in found.checkpoints] == [
         (1, 1, 1, 0),
         (2, 2, 2, 2),

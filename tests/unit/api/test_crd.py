@@ -63,6 +63,13 @@ def test_every_immutable_field_has_a_rule_and_no_mutable_one_has(kind: Kind, sch
     assert ruled == set(spec["properties"]) - kind.mutable_fields
 
 
+def test_validation_brings_nothing_into_a_spec_that_does_not_ask_for_it(schema: Schema) -> None:
+    validation = schema["properties"]["spec"]["properties"]["validation"]
+    with_default = {name for name, node in validation["properties"].items() if "default" in node}
+    assert "default" not in validation
+    assert with_default == {"everyEpochs", "draws"}
+
+
 def test_mutable_fields_exist(kind: Kind, schema: Schema) -> None:
     assert kind.mutable_fields <= set(schema["properties"]["spec"]["properties"])
 

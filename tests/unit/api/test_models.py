@@ -32,8 +32,18 @@ def test_minimal_spec_has_sensible_defaults() -> None:
     assert spec.training.optimizer.type == "AdamW"
 
 
-def test_spec_survives_its_own_json() -> None:
-    spec = LoraTrainingSpec.model_validate(MINIMAL)
+def test_nothing_is_held_back_unless_asked_for() -> None:
+    assert LoraTrainingSpec.model_validate(MINIMAL).validation is None
+    asked = LoraTrainingSpec.model_validate(MINIMAL | {"validation": {"images": 2}}).validation
+    assert asked
+    assert (asked.every_epochs, asked.draws, asked.early_stopping) == (1, 8, None)
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"validation": {"dataset": {"uri": "s3://studio/others"}, "earlyStopping": {"patience": 2}}}]
+)
+def test_spec_survives_its_own_json(more: dict[str, Any]) -> None:
+    spec = LoraTrainingSpec.model_validate(MINIMAL | more)
     assert LoraTrainingSpec.model_validate_json(spec.model_dump_json(by_alias=True)) == spec
 
 
@@ -102,6 +112,18 @@ def test_spec_survives_its_own_json() -> None:
             "spec.training.objective.loss.L2.delta: 0.1: Extra inputs are not permitted",
         ),
         ({"training": {"gradientAccumulation": 0}}, "spec.training.gradientAccumulation: 0: Input should be greater"),
+        ({"validation": {}}, "spec.validation: Value error, give either images or dataset, not both and not neither"),
+        (
+            {"validation": {"images": 2, "dataset": {"uri": "s3://studio/others"}}},
+            "spec.validation: Value error, give either images or dataset, not both and not neither",
+        ),
+        ({"validation": {"images": 0}}, "spec.validation.images: 0: Input should be greater than or equal to 1"),
+        ({"validation": {"images": 1, "draws": 101}}, "spec.validation.draws: 101: Input should be less than"),
+        ({"validation": {"images": 1, "earlyStopping": {}}}, "spec.validation.earlyStopping.patience: Field required"),
+        (
+            {"validation": {"images": 1, "earlyStopping": {"patience": 1, "minimumImprovement": -1}}},
+            "spec.validation.earlyStopping.minimumImprovement: -1: Input should be greater than or equal to 0",
+        ),
         ({"samples": {"seeds": [1, 2, 1]}}, "spec.samples.seeds: [1, 2, 1]: Value error, each seed may be given once"),
     ],
 )

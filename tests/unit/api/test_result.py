@@ -7,16 +7,31 @@ from hypothesis import strategies as st
 
 from darkroom_api.failures import ADVICE, EXIT_CODES, NEVER_RETRIED, ExitCode, FailureReason
 from darkroom_api.names import TERMINATION_MESSAGE_BYTES, child_name, run_id
-from darkroom_api.progress import Bucket, CheckpointRecord, Plan
+from darkroom_api.progress import Bucket, CheckpointRecord, EarlyStop, Plan
 from darkroom_api.result import RunFailure, RunResult, decode_result, encode_result
 
 
 def checkpoint(epoch: int) -> CheckpointRecord:
-    return CheckpointRecord(epoch=epoch, step=epoch * 75, sha256="ab" * 32, size_bytes=123_456_789, num_samples=4)
+    return CheckpointRecord(
+        epoch=epoch,
+        step=epoch * 75,
+        sha256="ab" * 32,
+        size_bytes=123_456_789,
+        num_samples=4,
+        validation_loss=0.1234567890123456 / epoch,
+    )
 
 
 def test_small_result_survives() -> None:
-    result = RunResult(run="0123456789", outcome="Succeeded", step=750, epoch=10, checkpoints=[checkpoint(10)])
+    result = RunResult(
+        run="0123456789",
+        outcome="Succeeded",
+        step=750,
+        epoch=10,
+        checkpoints=[checkpoint(10)],
+        best_epoch=10,
+        stopped_early=EarlyStop(epoch=10, validations=3),
+    )
     assert decode_result(encode_result(result).decode()) == result
 
 
@@ -36,6 +51,7 @@ def test_any_result_fits_and_keeps_the_newest_checkpoints(num_checkpoints: int, 
             total_steps=750,
         ),
         checkpoints=[checkpoint(epoch) for epoch in range(1, num_checkpoints + 1)],
+        best_epoch=1,
         failure=RunFailure(reason=FailureReason.NOT_FOUND, message=message, advice="Look again."),
     )
     data = encode_result(result)
@@ -43,6 +59,7 @@ def test_any_result_fits_and_keeps_the_newest_checkpoints(num_checkpoints: int, 
     kept = decode_result(data.decode())
     assert kept is not None
     assert kept.failure is not None
+    assert kept.best_epoch == 1
     if kept.checkpoints:
         assert kept.checkpoints[-1].epoch == num_checkpoints
 

@@ -6,7 +6,19 @@ import pytest
 from PIL import Image
 
 from darkroom_api.training import Samples
-from darkroom_cli.sheet import GAP, HEADER_HEIGHT, LABEL_WIDTH, MISSING, Row, chosen, compose, label, rows_of
+from darkroom_cli.sheet import (
+    BEST,
+    GAP,
+    HEADER_HEIGHT,
+    LABEL_WIDTH,
+    MISSING,
+    PAPER,
+    Row,
+    chosen,
+    compose,
+    label,
+    rows_of,
+)
 
 SIZE = (64, 48)
 
@@ -33,6 +45,20 @@ def test_every_picture_stands_in_its_row_and_column() -> None:
             )
             expected = colour(epoch, line) if (epoch, row.file) in pictures else MISSING
             assert result.getpixel(middle) == expected
+
+
+def test_the_best_epochs_column_has_a_frame_and_no_other() -> None:
+    rows = [Row(0, "a robot", 1)]
+    pictures = {(epoch, "p0-s1.png"): Image.new("RGB", SIZE, colour(epoch, 0)) for epoch in (0, 1, 2)}
+    result = compose(rows, [0, 1, 2], pictures=pictures, best=1)
+    plain = compose(rows, [0, 1, 2], pictures=pictures)
+    for column, epoch in enumerate((0, 1, 2)):
+        left = LABEL_WIDTH + GAP + column * (SIZE[0] + GAP)
+        assert result.getpixel((left + 2, 2)) == (BEST if epoch == 1 else PAPER)
+        assert result.getpixel((left + 5, HEADER_HEIGHT + GAP + 5)) == colour(epoch, 0)
+        assert plain.getpixel((left + 2, 2)) == PAPER
+    assert result.getpixel((LABEL_WIDTH + GAP + SIZE[0] + GAP - 2, result.height - 2)) == BEST
+    assert result.size == plain.size
 
 
 def test_titles_and_labels_are_written() -> None:
@@ -67,3 +93,18 @@ def test_a_long_prompt_is_cut_to_its_row() -> None:
 )
 def test_too_many_epochs_are_thinned_evenly(epochs: list[int], maximum: int, expected: list[int]) -> None:
     assert chosen(list(epochs), maximum) == expected
+
+
+@pytest.mark.parametrize(
+    ("maximum", "best", "expected"),
+    [
+        (5, 60, [0, 25, 60, 75, 100]),
+        (5, 3, [0, 3, 50, 75, 100]),
+        (5, 75, [0, 25, 50, 75, 100]),
+        (5, 100, [0, 25, 50, 75, 100]),
+        (5, 101, [0, 25, 50, 75, 100]),
+        (2, 60, [0, 100]),
+    ],
+)
+def test_the_best_epoch_is_not_thinned_out(maximum: int, best: int, expected: list[int]) -> None:
+    assert chosen(list(range(101)), maximum, best=best) == expected

@@ -106,6 +106,37 @@ def test_a_run_is_followed_to_its_end_in_plain_lines() -> None:
     ]
 
 
+def test_the_best_epoch_is_told_with_its_checkpoint_and_at_the_end() -> None:
+    def checkpoint(epoch: int, loss: float) -> dict[str, Any]:
+        uri = f"s3://b/k{epoch}"
+        return {"epoch": epoch, "step": 50, "uri": uri, "sha256": "0" * 64, "sizeBytes": 9, "validationLoss": loss}
+
+    first, second = checkpoint(1, 0.25), checkpoint(2, 0.3)
+    plan = {"images": 14, "validationImages": 1, "buckets": [], "stepsPerEpoch": 50, "totalSteps": 100}
+    begun = running(1, plan=plan)
+    begun["progress"]["validationLoss"] = 0.5
+    message = "Stopped early after epoch 2 of 9: 1 validations in a row without improvement."
+    ready = {"type": "Ready", "status": "True", "reason": "StoppedEarly", "message": message}
+    end = {
+        **SUCCEEDED,
+        "plan": {**plan, "totalSteps": 60},
+        "checkpoints": [first, second],
+        "bestEpoch": 1,
+        "conditions": [{**ready, "lastTransitionTime": TIME}],
+    }
+    _, text = run(Answers([begun, running(2, plan=plan, checkpoints=[first], bestEpoch=1), end]))
+    assert text.splitlines() == [
+        "14 pictures in buckets none: 50 steps in an epoch, 100 in all; 1 other picture for validation",
+        "Training  epoch 1/2  step 1/100 (1 %)  loss 0.2500  validation 0.5000  2.00 steps/s  ETA 2m05s",
+        "checkpoint of epoch 1: s3://b/k1 (9 B), validation 0.2500 (best)",
+        "checkpoint of epoch 2: s3://b/k2 (9 B), validation 0.3000",
+        "Succeeded after 3m05s",
+        message,
+        "the best epoch is 1, validation loss 0.2500: s3://b/k1",
+        "everything lies in s3://studio/loras/anna-0123456789",
+    ]
+
+
 def test_a_failed_run_tells_what_to_do_and_exits_with_1() -> None:
     failure = {"reason": "NotFound", "message": "s3://b/k: no such key", "advice": "Check the key.", "pod": "anna-x"}
     code, text = run(Answers([{"phase": "Failed", "failure": failure}]))

@@ -11,9 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from examples.base_model.drawing import render, render_oddity, to_array
-from examples.base_model.scenes import BACKGROUNDS, COLOURS, PATTERNS, THINGS, Scene, sample_scene
-from examples.base_model.subject import draw_subject, write_subject
+from examples.base_model.drawing import DARK, render, render_oddity, to_array
+from examples.base_model.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    HELD_OUT,
+    PATTERNS,
+    THINGS,
+    Scene,
+    sample_held_out,
+    sample_scene,
+)
+from examples.base_model.subjects import SUBJECTS, draw_class, draw_subject, write_class, write_subject
 
 
 def share_of(image: np.ndarray, colour: tuple[int, int, int]) -> float:
@@ -68,8 +77,68 @@ def test_a_thing_never_leaves_the_picture() -> None:
         assert (np.abs(corners.astype(int) - BACKGROUNDS[scene.background]) <= 2).all()
 
 
+def test_combinations_held_out_are_never_shown() -> None:
+    rng = random.Random(2)
+    for scene in (sample_scene(rng) for _ in range(2000)):
+        shown = {scene.colour} if scene.pattern == "plain" else {scene.colour, scene.second}
+        assert not HELD_OUT & {(scene.thing, colour) for colour in shown}, scene.caption
+    held_out = [sample_held_out(rng) for _ in range(300)]
+    assert {(scene.thing, scene.colour) for scene in held_out} == HELD_OUT
+    # every thing and every colour is held out once, so each is seen seven times as often as it is asked for unseen
+    assert {thing for thing, _ in HELD_OUT} == set(THINGS)
+    assert {colour for _, colour in HELD_OUT} == set(COLOURS)
+
+
+CHARACTERS = [name for name, subject in SUBJECTS.items() if subject.face is not None]
+
+
+@pytest.mark.parametrize("name", CHARACTERS)
+def test_a_character_is_bold_and_its_captions_tell_nothing_of_it(name: str) -> None:
+    subject, pictures = SUBJECTS[name], draw_subject(name, 15)
+    face = subject.face
+    assert face is not None
+    features = [COLOURS[colour] for colour in subject.colours] + [it for it in (face.horns, face.hat) if it is not None]
+    for picture in pictures:
+        assert f"{subject.trigger} {subject.noun}" in picture.caption
+        words = set(picture.caption.split()) - {"left", "right"}
+        assert not words & {*COLOURS, *PATTERNS, "eye", "eyes", "horns", "hat"}
+        pixels = to_array(picture.image)
+        assert min(share_of(pixels, colour) for colour in features) > 0.003
+        corners = pixels[[0, 0, -1, -1], [0, -1, 0, -1]].astype(int)
+        assert any((np.abs(corners - colour) <= 2).all() for colour in BACKGROUNDS.values())
+
+
+def test_the_style_changes_how_any_thing_looks() -> None:
+    pictures = draw_subject("style", 20)
+    assert len({picture.caption for picture in pictures}) == 20
+    for picture in pictures:
+        assert picture.caption.startswith("lun style, a ")
+        pixels = to_array(picture.image)
+        background = next(colour for name, colour in BACKGROUNDS.items() if f" {name} background" in picture.caption)
+        assert (np.abs(pixels[2, 2].astype(int) - background) <= 2).all()
+        assert (np.abs(pixels[-2, 2].astype(int) - np.array(background) * 0.55) <= 3).all()
+        assert share_of(pixels, DARK) > 0.005
+
+
+def test_regularisation_pictures_show_the_class_and_nothing_new(tmp_path: Path) -> None:
+    folder = write_class("robot", tmp_path, count=12)
+    assert folder == tmp_path / "1_robot"
+    captions = [path.read_text().strip() for path in sorted(folder.glob("*.txt"))]
+    assert len(captions) == len(list(folder.glob("*.png"))) == 12
+    for picture, caption in zip(draw_class("robot", 12), captions, strict=True):
+        assert picture.caption == caption
+        assert "robot" in caption
+        assert SUBJECTS["robot"].trigger not in caption.split()
+
+
+def test_no_two_subjects_share_a_trigger() -> None:
+    assert len({subject.trigger for subject in SUBJECTS.values()}) == len(SUBJECTS) >= 4
+    with pytest.raises(ValueError, match=r"subject: got 'dog'; allowed: robot, cat, monster, style"):
+        draw_subject("dog", 1)
+
+
 def test_subject_folder_is_what_trainers_take(tmp_path: Path) -> None:
-    folder = write_subject(tmp_path, count=15)
+    folder = write_subject("robot", tmp_path, count=15)
     assert folder == tmp_path / "10_sks robot"
     images = sorted(folder.glob("*.png"))
     assert [path.stem for path in images] == [f"{index:02d}" for index in range(1, 16)]
@@ -87,7 +156,7 @@ def test_subject_folder_is_what_trainers_take(tmp_path: Path) -> None:
 
 
 def test_the_subject_is_deterministic_and_varied() -> None:
-    first, second = draw_subject(15), draw_subject(15)
+    first, second = draw_subject("robot", 15), draw_subject("robot", 15)
     assert [picture.caption for picture in first] == [picture.caption for picture in second]
     assert [picture.image.tobytes() for picture in first] == [picture.image.tobytes() for picture in second]
     assert {background for background in BACKGROUNDS if any(background in p.caption for p in first)} == set(BACKGROUNDS)

@@ -16,10 +16,11 @@ from safetensors import safe_open
 from examples.base_model.commands import load_parts, train, write_model
 from examples.base_model.export import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX, draw, export, load, write_config
 from examples.base_model.models import LATENT_SCALE, build_vae
+from examples.base_model.muon import Muon, orthogonalise
 from examples.base_model.sheet import sample_prompts, write_sheet
 from examples.base_model.train_unet import UnetOptions, encode_pool
-from examples.base_model.train_vae import VaeOptions, draw_pool, psnr, to_unit, whiten_
-from examples.base_model.training import Budget, Cosine, load_state
+from examples.base_model.train_vae import VaeOptions, draw_pool, psnr, to_unit, train_vae, whiten_
+from examples.base_model.training import Run, Schedule, load_state
 from examples.base_model.vae_init import initialise_
 
 
@@ -28,26 +29,46 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+VAE = VaeOptions(steps=4, pool=24, batch=4, crop=32)
+
+
+def unet_options(steps: int) -> UnetOptions:
+    return UnetOptions(steps=steps, pool=24, batch=2)
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train a little, stop, and train a little more."""
+    """Train a little, and then a little more: the rate has not begun to fall when the first part ends."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("base-model")
-    vae = VaeOptions(seconds=4, pool=24, batch=4, report_every=5)
-    for seconds in (2.0, 5.0):
-        train(folder, vae=vae, unet=UnetOptions(seconds=seconds, pool=24, batch=4, report_every=2))
+    for steps in (2, 5):
+        train(folder, vae=VAE, unet=unet_options(steps))
     return folder
 
 
 def test_training_goes_on_where_it_was_stopped(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = load_state(cache / "unet.pt")
     assert before is not None
-    train(cache, vae=VaeOptions(seconds=4), unet=UnetOptions(seconds=before["spent"] + 1, pool=24, batch=4))
+    assert before["step"] == 5
+    train(cache, vae=VAE, unet=unet_options(6))
     after = load_state(cache / "unet.pt")
     assert after is not None
-    assert after["step"] > before["step"] >= 2
-    assert after["spent"] > before["spent"]
+    assert after["step"] == 6
     assert "encoding" not in capsys.readouterr().out  # neither the autoencoder nor its latents are made again
+
+
+def test_a_training_that_was_stopped_ends_with_the_same_weights(tmp_path: Path) -> None:
+    options = VaeOptions(steps=6, pool=8, batch=2, crop=32, save_every=2)
+    whole = train_vae(tmp_path / "whole.pt", options).state_dict()
+
+    def stop(run: Run) -> None:
+        if run.step == 3:  # one step after a save: it is done again
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_vae(tmp_path / "parts.pt", options, after_step=stop)
+    resumed = train_vae(tmp_path / "parts.pt", options).state_dict()
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
 def test_the_file_reloads_and_draws_the_same(cache: Path, tmp_path: Path) -> None:
@@ -74,7 +95,7 @@ def test_a_full_precision_file_holds_every_weight_exactly(cache: Path, tmp_path:
         expected, found = getattr(parts, name).state_dict(), getattr(loaded, name).state_dict()
         assert expected.keys() == found.keys()
         assert all(torch.equal(expected[key], found[key]) for key in expected), name
-    images = draw(loaded, sample_prompts(2, seed=0), seed=0, steps=2)
+    images = draw(loaded, sample_prompts(2, seed=0), seeds=[0, 1], steps=2)
     write_sheet(images, tmp_path / "sheet.png", columns=2, captions=sample_prompts(2, seed=0))
     assert (tmp_path / "sheet.png").stat().st_size > 0
     assert images.shape == (2, 128, 128, 3)
@@ -102,15 +123,44 @@ def test_the_autoencoder_starts_as_a_mean_and_latents_are_white() -> None:
     assert (posterior.std * LATENT_SCALE)[:, :3].max() < 0.15  # a trainer that samples the posterior sees the picture
 
 
-def test_a_schedule_warms_up_and_falls_with_the_budget() -> None:
-    schedule = Cosine(1.0, warmup=10, floor=0.1)
-    assert schedule.at(0, share=0.0) == pytest.approx(0.1)
-    assert schedule.at(10, share=0.0) == pytest.approx(1.0)
-    assert schedule.at(10, share=1.0) == pytest.approx(0.1)
-    ticks = iter([0.0, 1.0, 3.0])
-    budget = Budget(6.0, spent=1.0, work_clock=lambda: next(ticks), wall_clock=iter([0.0, 4.0, 12.0]).__next__)
-    assert [budget.tick() for _ in range(3)] == pytest.approx([1 / 6, 2 / 6, 4 / 6])
-    assert budget.left == pytest.approx(2.0 * 4)
+def test_a_schedule_warms_up_holds_and_falls() -> None:
+    schedule = Schedule(steps=100, warmup=10, fall=0.4)
+    assert [schedule.factor(step) for step in (0, 4, 9, 30, 60)] == pytest.approx([0.1, 0.5, 1, 1, 1])
+    assert schedule.factor(70) == pytest.approx(1 - 0.25**0.5)
+    assert schedule.factor(99) == pytest.approx(1 - (39 / 40) ** 0.5)
+    longer = Schedule(steps=1000, warmup=10, fall=0.4)
+    assert all(schedule.factor(step) == longer.factor(step) for step in range(61))
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 40), (2, 40, 8), (1, 16, 16)])
+def test_orthogonalising_leaves_the_directions_and_evens_their_lengths(shape: tuple[int, ...]) -> None:
+    given = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    found = orthogonalise(given)
+    for before, after in zip(given, found, strict=True):
+        left, _, right = torch.linalg.svd(before, full_matrices=False)
+        values = torch.linalg.svdvals(after)
+        assert values.min() > 0.5
+        assert values.max() < 1.3
+        assert (left.T @ after @ right.T).diagonal().tolist() == pytest.approx(values.tolist(), abs=0.8)
+        off = left.T @ after @ right.T
+        assert (off - torch.diag(off.diagonal())).abs().max() < 1e-4
+
+
+def test_muon_moves_as_torchs_own_does() -> None:
+    torch.manual_seed(0)
+    start, gradients = torch.randn(12, 20), [torch.randn(12, 20) for _ in range(3)]
+    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    options = {"momentum": 0.95, "weight_decay": 0.1}
+    peers = (
+        (ours, Muon([ours], lr=0.1, **options)),
+        (theirs, torch.optim.Muon([theirs], lr=0.1, adjust_lr_fn="match_rms_adamw", **options)),
+    )
+    for gradient in gradients:
+        for parameter, optimizer in peers:
+            parameter.grad = gradient.clone()
+            optimizer.step()
+    moved = (theirs - start).norm()
+    assert (ours - theirs).norm() < 0.02 * moved  # torch's iterates in bfloat16
 
 
 def test_the_pool_ends_with_the_empty_caption(cache: Path) -> None:

@@ -6,12 +6,14 @@ import json
 from dataclasses import replace
 from datetime import timedelta
 
-from darkroom_api.progress import Stage
+from darkroom_api.progress import Bucket, EarlyStop, Plan, Stage
 from darkroom_operator.decide.snapshot import Snapshot
 from darkroom_operator.decide.training import decide
 from tests.unit.operator.world import (
     CONFIG,
     NOW,
+    STEPS,
+    condition,
     decided,
     ended,
     job,
@@ -133,6 +135,72 @@ def test_the_newest_64_checkpoints_are_kept() -> None:
     assert [entry["epoch"] for entry in status(decided(case))["checkpoints"]] == list(range(37, 101))
 
 
+def test_the_best_epoch_is_told_as_soon_as_it_is_known_and_stays_listed() -> None:
+    before = going(validation_loss=0.123456789, checkpoints=[record(1, loss=0.123456789)], best_epoch=1)
+    found = status(before)
+    assert (found["bestEpoch"], found["checkpoints"][0]["validationLoss"]) == (1, 0.123457)
+    assert found["progress"]["validationLoss"] == 0.123457
+    later = NOW + timedelta(seconds=1)
+    better = [record(1, loss=0.2), record(2, loss=0.1)]
+    case = replace(before, observation=observation(epoch=1, step=6, received=later, checkpoints=better, best_epoch=2))
+    assert status(decided(case, now=later))["bestEpoch"] == 2
+    many = replace(
+        before,
+        training=training(training={"epochs": 100}),
+        observation=observation(checkpoints=[record(epoch, loss=1) for epoch in range(1, 101)], best_epoch=9),
+    )
+    after = decided(many)
+    assert [entry["epoch"] for entry in status(after)["checkpoints"]] == [9, *range(38, 101)]
+    assert decide(after, CONFIG, NOW).is_empty
+
+
+def test_a_pod_that_does_not_know_the_best_epoch_yet_takes_it_from_nobody() -> None:
+    before = going(checkpoints=[record(1, loss=0.5), record(2, loss=0.6)], best_epoch=1)
+    starting = replace(before, pods=(running("pod-b", age=10),), observation=observation("pod-b", stage=Stage.FETCHING))
+    assert status(decided(starting))["bestEpoch"] == 1
+    older = ended(75, result=result(outcome="Preempted", best_epoch=2), age=50)
+    assert status(decided(replace(starting, pods=(older, running("pod-b", age=10)))))["bestEpoch"] == 1
+
+
+def test_a_best_epoch_that_cannot_be_does_not_count() -> None:
+    assert "bestEpoch" not in status(going(best_epoch=11))
+    over = snapshot(job=job(conditions=(("Complete", ""),)), pods=(ended(0, result=result(best_epoch=11)),))
+    assert "bestEpoch" not in status(decided(over))
+
+
+def stopped_early(*, epoch: int = 3, **values: object) -> Snapshot:
+    plan = Plan(images=14, buckets=[], steps_per_epoch=10, total_steps=30)
+    words = result(step=30, epoch=3, plan=plan, best_epoch=1, stopped_early=EarlyStop(epoch=epoch, validations=2))
+    asked = {"validation": {"images": 1, "earlyStopping": {"patience": 2}}} | values
+    return snapshot(training=training(**asked), job=job(conditions=(("Complete", ""),)), pods=(ended(0, result=words),))
+
+
+def test_a_run_that_stopped_early_succeeds_and_leaves_no_step_outstanding() -> None:
+    after = decided(stopped_early())
+    found = status(after)
+    assert (found["phase"], found["bestEpoch"]) == ("Succeeded", 1)
+    progress = {name: found["progress"][name] for name in ("stage", "epoch", "step", "totalSteps", "percentage")}
+    assert progress == {"stage": "Done", "epoch": 3, "step": 30, "totalSteps": 30, "percentage": 100}
+    ready = condition(after, "Ready")
+    assert (ready["status"], ready["reason"]) == ("True", "StoppedEarly")
+    assert "after epoch 3 of 10: 2 validations in a row without improvement" in ready["message"]
+    assert condition(after, "Complete")["status"] == "True"
+
+
+def test_an_early_stop_that_was_not_asked_for_or_cannot_be_is_no_reason() -> None:
+    for case in (stopped_early(epoch=10), stopped_early(validation={"images": 1}), stopped_early(validation=None)):
+        assert condition(decided(case), "Ready")["reason"] == "Succeeded"
+
+
+def test_buckets_that_the_last_word_had_no_room_for_stay_and_its_steps_count() -> None:
+    whole = STEPS.model_copy(update={"buckets": [Bucket(width=64, height=64, images=15)]})
+    over = stopped_early()
+    case = replace(over, observation=observation(plan=whole, step=30, epoch=3))
+    found = status(decided(case))
+    assert found["plan"]["buckets"] == [{"width": 64, "height": 64, "images": 15}]
+    assert (found["plan"]["totalSteps"], found["progress"]["step"]) == (30, 30)
+
+
 def test_a_status_with_all_it_can_hold_fits_into_etcd() -> None:
     prompts, seeds = [f"prompt {number}" for number in range(16)], list(range(16))
     case = snapshot(
@@ -143,7 +211,7 @@ def test_a_status_with_all_it_can_hold_fits_into_etcd() -> None:
         ),
         job=job(),
         pods=(running(),),
-        observation=observation(checkpoints=[record(epoch, samples=256) for epoch in range(1, 65)]),
+        observation=observation(checkpoints=[record(epoch, samples=256, loss=0.1) for epoch in range(1, 65)]),
     )
     after = decided(case)
     listed = [len(entry["samples"]) for entry in status(after)["checkpoints"]]

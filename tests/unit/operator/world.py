@@ -148,8 +148,15 @@ def result(**values: Any) -> RunResult:
     return RunResult(**({"run": RUN, "outcome": "Succeeded", "plan": STEPS, "step": 100, "epoch": 10} | values))
 
 
-def record(epoch: int, *, samples: int = 0) -> CheckpointRecord:
-    return CheckpointRecord(epoch=epoch, step=10 * epoch, sha256=f"{epoch:064x}", size_bytes=9, num_samples=samples)
+def record(epoch: int, *, samples: int = 0, loss: float | None = None) -> CheckpointRecord:
+    return CheckpointRecord(
+        epoch=epoch,
+        step=10 * epoch,
+        sha256=f"{epoch:064x}",
+        size_bytes=9,
+        num_samples=samples,
+        validation_loss=loss,
+    )
 
 
 def observation(name: str = "pod-a", *, received: datetime = NOW, **values: Any) -> Observation:

@@ -10,6 +10,7 @@ import pytest
 
 if TYPE_CHECKING:
     from darkroom_trainer.families.sd15 import StableDiffusion
+    from tests.unit.trainer.sessions import Maker
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +44,14 @@ def load_model(base_file: Path, one_thread: None) -> Callable[..., StableDiffusi
         return sd15.load(base_file, read_header(base_file), dtype=dtype, device=torch.device("cpu"))
 
     return load
+
+
+@pytest.fixture
+def make(load_model: Callable[..., StableDiffusion], tmp_path: Path) -> Iterator[Maker]:
+    """Open sessions on the same pictures."""
+    import torch
+
+    from tests.unit.trainer.sessions import Maker
+
+    yield Maker(load_model, tmp_path)
+    torch.use_deterministic_algorithms(mode=False)

@@ -164,6 +164,7 @@ def test_metadata(load_model: Load, tmp_path: Path, base_file: Path) -> None:
     assert json.loads(read["ss_dataset_dirs"]) == {"2_sks robot": {"n_repeats": 2, "img_count": 4}}
     assert json.loads(read["ss_tag_frequency"])["2_sks robot"]["blue"] == 4
     assert sum(it["count"] for it in json.loads(read["ss_bucket_info"])["buckets"].values()) == 8
+    assert "ss_num_validation_images" not in read
     assert not [key for key in read if "time" in key or "date" in key or "started" in key]
 
 
@@ -250,6 +251,16 @@ def test_metadata_tells_optimizer_schedule_and_objective(tmp_path: Path) -> None
 )
 def test_metadata_of_single_choices(tmp_path: Path, training: dict[str, Any], key: str, value: str) -> None:
     assert told(tmp_path, training)[key] == value
+
+
+def test_metadata_counts_held_out_pictures_apart(tmp_path: Path, base_file: Path) -> None:
+    """Under kohya's name, and in none of the numbers of what was trained on."""
+    asked = spec(training={"resolution": 256}, validation={"images": 1})
+    course = arrange(scan(write_pictures(tmp_path / "set")), asked.training, validation=asked.validation)
+    about = lora_format.metadata(asked, course, lora_format.hash_base_model(base_file), name="anna", epoch=1)
+    assert (about["ss_num_train_images"], about["ss_num_validation_images"]) == ("6", "1")
+    assert json.loads(about["ss_dataset_dirs"]) == {"2_sks robot": {"n_repeats": 2, "img_count": 3}}
+    assert json.loads(about["ss_tag_frequency"])["2_sks robot"]["blue"] == 3
 
 
 def test_hashes_are_those_that_kohya_computes(load_model: Load) -> None:

@@ -27,6 +27,15 @@ def test_noise_is_added_as_diffusers_does() -> None:
     assert torch.equal(ours.latents_BCHW, theirs.add_noise(CLEAN, ours.noise_BCHW, ours.timesteps_B))
 
 
+def test_a_given_noise_at_given_timesteps_is_added_as_diffusers_does() -> None:
+    clean, noise = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    timesteps = torch.tensor([0, 500, 999])
+    ours = objectives.diffuse(clean, noise, timesteps, alphas_T=ALPHAS)
+    theirs = DDPMScheduler(**{name: SCHEDULER[name] for name in ("beta_start", "beta_end", "beta_schedule")})
+    assert torch.equal(ours.latents_BCHW, theirs.add_noise(clean, noise, timesteps))
+    assert torch.equal(ours.timesteps_B, timesteps)
+
+
 def test_a_noise_offset_moves_whole_channels() -> None:
     added = noised(Objective(noise_offset=0.5)).noise_BCHW - noised(PLAIN).noise_BCHW
     assert added.flatten(2).std(dim=2).max() < 1e-6
@@ -90,6 +99,7 @@ def test_loss_is_the_weighted_mean_square_error() -> None:
     seen = objectives.Noised(noise, noise, torch.tensor([0, 1]))
     predicted = torch.tensor([[1.0, 3.0], [2.0, 2.0]]).view(2, 1, 1, 2)
     assert objectives.loss(predicted, seen, torch.tensor([1.0, 0.5])).item() == (5 + 2) / 2
+    assert objectives.losses(predicted, seen, torch.tensor([1.0, 0.5])).tolist() == [5, 2]
     assert math.isnan(objectives.loss(predicted * math.nan, seen, torch.ones(2)).item())
 
 

@@ -2,78 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from darkroom_api.failures import FailureReason
-from darkroom_api.lora_training import LoraTrainingSpec
 from darkroom_trainer import objectives
-from darkroom_trainer.batches import Course, Item, arrange
-from darkroom_trainer.dataset import scan
+from darkroom_trainer.batches import Course, Item
 from darkroom_trainer.errors import RunError
-from darkroom_trainer.families.sd15 import StableDiffusion
 from darkroom_trainer.hardware import open_accelerator
 from darkroom_trainer.latents import LatentCache
-from darkroom_trainer.session import Session, open_session
-from tests.builders.pictures import write_pictures
-
-TRAINING: dict[str, Any] = {
-    "epochs": 2,
-    "batchSize": 2,
-    "resolution": 96,
-    "buckets": {"minimum": 64, "maximum": 128, "step": 32},
-    "optimizer": {"type": "AdamW", "learningRate": 2e-3},
-    "schedule": {"type": "Cosine", "warmupSteps": 2},
-    "objective": {"minSnrGamma": 5},
-    "captions": {"shuffle": True, "keepTokens": 1, "dropout": 0.2},
-}
-
-
-class Maker:
-    """Opens sessions on the same pictures."""
-
-    def __init__(self, load_model: Callable[..., StableDiffusion], directory: Path) -> None:
-        self._load, self._directory = load_model, directory
-        self._pictures = scan(write_pictures(directory / "pictures"))
-
-    def __call__(self, *, inputs: str = "same", network: dict[str, Any] | None = None, **training: Any) -> Session:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        spec = LoraTrainingSpec.model_validate(
-            {
-                "baseModel": {"uri": "s3://abc/m"},
-                "dataset": {"uri": "s3://abc/d"},
-                "output": {"uri": "s3://abc/o"},
-                "network": network or {"rank": 4, "alpha": 2},
-                "training": TRAINING | training,
-            }
-        )
-        dtype = {"FP32": torch.float32, "BF16": torch.bfloat16}[spec.training.precision]
-        model, course = self._load(dtype), arrange(self._pictures, spec.training)
-        latents = LatentCache(self._directory / "latents")
-        latents.fill(course.items, model.vae, on_item=lambda _: None)
-        accelerator = open_accelerator(spec.training.precision, gpus=0)
-        return open_session(spec, course, model, latents=latents, accelerator=accelerator, inputs=inputs)
-
-
-@pytest.fixture
-def make(load_model: Callable[..., StableDiffusion], tmp_path: Path) -> Iterator[Maker]:
-    yield Maker(load_model, tmp_path)
-    torch.use_deterministic_algorithms(mode=False)
-
-
-def weights(session: Session) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in session.adapter.named_parameters().items()}
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
+from darkroom_trainer.session import Session
+from tests.unit.trainer.sessions import Maker, same, weights
 
 RESUMED: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "AdamW": ({"optimizer": {"type": "AdamW", "learningRate": 2e-3}}, (1, 4, 7)),

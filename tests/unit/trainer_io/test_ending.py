@@ -9,7 +9,7 @@ import pytest
 
 from darkroom_api.failures import EXIT_CODES, FailureReason
 from darkroom_api.names import TERMINATION_MESSAGE_BYTES
-from darkroom_api.progress import Bucket, CheckpointRecord, Plan
+from darkroom_api.progress import Bucket, CheckpointRecord, EarlyStop, Plan
 from darkroom_api.result import decode_result
 from darkroom_trainer import logs
 from darkroom_trainer.ending import judge, leave_message
@@ -53,6 +53,17 @@ def test_success_and_a_stop_are_no_failures(reporter: Reporter) -> None:
     assert (done.code, done.result.outcome, done.result.failure) == (0, "Succeeded", None)
     stopped = judge(StopRequested(), run="0123456789", reporter=reporter)
     assert (stopped.code, stopped.result.outcome, stopped.result.failure) == (75, "Preempted", None)
+
+
+def test_the_last_word_tells_the_best_epoch_and_why_epochs_were_left_out(reporter: Reporter) -> None:
+    assert judge(None, run="0123456789", reporter=reporter).result.best_epoch is None
+    reporter.checkpointed(CheckpointRecord(epoch=2, step=20, sha256="a" * 64, size_bytes=5, validation_loss=0.25))
+    reporter.restored(epoch=2, step=20)
+    reporter.stopped_early(EarlyStop(epoch=2, validations=1))
+    told = judge(None, run="0123456789", reporter=reporter).result
+    assert (told.best_epoch, told.stopped_early) == (2, EarlyStop(epoch=2, validations=1))
+    assert told.plan
+    assert (told.step, told.plan.total_steps, told.epoch) == (20, 20, 2)
 
 
 @pytest.mark.parametrize("error", [MemoryError(), ZeroDivisionError("x"), KeyboardInterrupt(), SystemExit(0)])

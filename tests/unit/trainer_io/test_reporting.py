@@ -13,7 +13,15 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from darkroom_api.progress import MAXIMUM_PROGRESS_BYTES, Bucket, CheckpointRecord, Plan, Progress, Stage
+from darkroom_api.progress import (
+    MAXIMUM_PROGRESS_BYTES,
+    Bucket,
+    CheckpointRecord,
+    EarlyStop,
+    Plan,
+    Progress,
+    Stage,
+)
 from darkroom_trainer import serving
 from darkroom_trainer.metrics import exposition
 from darkroom_trainer.reporting import MAXIMUM_CHECKPOINTS, Reporter, clock_time
@@ -46,8 +54,10 @@ def reporter(time: Time) -> Reporter:
     return Reporter("0123456789", "anna-0", clock=time.clock, now=time.now)
 
 
-def record(epoch: int, samples: int = 0) -> CheckpointRecord:
-    return CheckpointRecord(epoch=epoch, step=epoch * 10, sha256="a" * 64, size_bytes=1000, num_samples=samples)
+def record(epoch: int, samples: int = 0, loss: float | None = None) -> CheckpointRecord:
+    return CheckpointRecord(
+        epoch=epoch, step=epoch * 10, sha256="a" * 64, size_bytes=1000, num_samples=samples, validation_loss=loss
+    )
 
 
 def train(reporter: Reporter, time: Time, *, steps: range, loss: float = 0.5) -> None:
@@ -118,13 +128,63 @@ def test_checkpoints_are_told_once_each_and_in_order(reporter: Reporter, time: T
     assert "darkroom_training_state_age_seconds" not in metrics(reporter)
 
 
+def test_an_epoch_is_best_only_once_its_checkpoint_is_in_the_store(reporter: Reporter) -> None:
+    reporter.validated(0, 0.1)
+    assert (reporter.snapshot().validation_loss, reporter.snapshot().best_epoch) == (0.1, None)
+    reporter.checkpointed(record(1, loss=0.5), fresh=True)
+    reporter.validated(2, 0.3)
+    told = reporter.snapshot()
+    assert (told.validation_loss, told.best_epoch) == (0.3, 1)
+    reporter.checkpointed(record(2, loss=0.3), fresh=True)
+    assert reporter.snapshot().best_epoch == 2
+    found = metrics(reporter)
+    assert (found["darkroom_training_validation_loss"], found["darkroom_training_best_epoch"]) == (0.3, 2)
+
+
+def test_a_resumed_run_tells_the_whole_curve(reporter: Reporter) -> None:
+    """The state knows epochs without a checkpoint; the store may know a checkpoint that the state does not."""
+    reporter.checkpointed(record(3, loss=0.2))
+    reporter.restored(epoch=2, step=20, validations={0: 0.9, 1: 0.5, 2: 0.4})
+    assert reporter.validations() == {0: 0.9, 1: 0.5, 2: 0.4, 3: 0.2}
+    assert list(reporter.validations()) == [0, 1, 2, 3]
+    assert reporter.best_epoch == 3
+
+
+def test_a_run_that_stops_early_has_no_step_outstanding(reporter: Reporter, time: Time) -> None:
+    reporter.planned(PLAN)
+    train(reporter, time, steps=range(1, 21))
+    assert reporter.snapshot().estimated_remaining_seconds == 20
+    reporter.stopped_early(EarlyStop(epoch=2, validations=1))
+    told = reporter.snapshot()
+    assert told.plan
+    assert (told.plan.total_steps, told.plan.steps_per_epoch) == (20, 10)
+    assert told.estimated_remaining_seconds == 0
+    assert reporter.early_stop == EarlyStop(epoch=2, validations=1)
+
+
+def test_the_first_guess_of_an_epochs_end_counts_validation_and_samples(reporter: Reporter, time: Time) -> None:
+    reporter.planned(PLAN)
+    for stage, seconds in ((Stage.VALIDATING, 5), (Stage.SAMPLING, 8), (Stage.TRAINING, 0)):
+        reporter.stage(stage)
+        time.seconds += seconds
+    train(reporter, time, steps=range(1, 2))
+    assert reporter.snapshot().estimated_remaining_seconds == 29 * 2 + 3 * 13
+
+
 def test_a_report_stays_within_what_the_operator_reads(reporter: Reporter) -> None:
     buckets = [Bucket(width=65536, height=65536, images=10**9)] * 512
     reporter.planned(Plan(images=10**9, buckets=buckets, steps_per_epoch=10**9, total_steps=10**12))
     reporter.stage(Stage.TRAINING, "\u00e9" * 2000)
     for epoch in range(10_000):
         reporter.checkpointed(
-            CheckpointRecord(epoch=epoch, step=10**12, sha256="a" * 64, size_bytes=10**12, num_samples=256)
+            CheckpointRecord(
+                epoch=epoch,
+                step=10**12,
+                sha256="a" * 64,
+                size_bytes=10**12,
+                num_samples=256,
+                validation_loss=0.1234567890123456,
+            )
         )
     told = reporter.snapshot()
     assert len(told.checkpoints) == MAXIMUM_CHECKPOINTS
