@@ -2,32 +2,72 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Final, Literal, Self
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, model_validator
 
 from darkroom_api.base import Model
 
+LEAST_RELATIVE_RATE: Final = 0.1
+"""Below it, a rate that multiplies a learnt step size is nearly always one meant for AdamW."""
+
 
 class _Optimizer(Model):
+    text_encoder_share: ClassVar[float] = 0.5
+    """Default learning rate of the text encoder as a share of the UNet's: it overtrains sooner."""
+    learns_step_size: ClassVar[bool] = False
+    """Whether learningRate only multiplies a step size that the optimizer finds."""
+
     learning_rate: float = Field(default=1e-4, gt=0, le=10, description="Peak learning rate of the UNet's adapter.")
     text_encoder_learning_rate: float | None = Field(
         default=None,
         ge=0,
         le=10,
         description="Peak learning rate of the text encoder's adapter; 0 leaves the text encoder untrained. "
-        "Default: half of learningRate.",
+        "Default: half of learningRate; all of it for Prodigy and DAdaptAdam.",
     )
-    weight_decay: float = Field(default=1e-2, ge=0, le=10, description="Decoupled weight decay.")
+    weight_decay: float = Field(
+        default=1e-2,
+        ge=0,
+        le=10,
+        description="Decoupled weight decay: a step takes this share times the rate in force off a weight.",
+    )
 
 
-class AdamW(_Optimizer):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101)."""
-
-    type: Literal["AdamW"] = "AdamW"
+class _Adam(_Optimizer):
     beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment.")
     beta2: float = Field(default=0.999, ge=0, lt=1, description="Decay of the second moment.")
     epsilon: float = Field(default=1e-8, gt=0, le=1, description="Added to the denominator.")
+
+
+class AdamW(_Adam):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101)."""
+
+    type: Literal["AdamW"] = "AdamW"
+
+
+class AdamW8bit(_Adam):
+    """AdamW whose moments take 8 bits a number (Dettmers et al. 2022, arXiv 2110.02861), those of large weights.
+
+    It runs on a CPU as well: 0.4 s a step for rank 16, twenty times what AdamW takes, beside seconds for the model.
+    """
+
+    type: Literal["AdamW8bit"] = "AdamW8bit"
+
+
+class Lion(_Optimizer):
+    """The sign of a momentum (Chen et al. 2023, arXiv 2302.06675): a smaller rate and more decay than AdamW."""
+
+    type: Literal["Lion"] = "Lion"
+    learning_rate: float = Field(default=3e-5, gt=0, le=10, description="Peak learning rate of the UNet's adapter.")
+    weight_decay: float = Field(
+        default=1e-1,
+        ge=0,
+        le=10,
+        description="Decoupled weight decay: a step takes this share times the rate in force off a weight.",
+    )
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment.")
+    beta2: float = Field(default=0.99, ge=0, lt=1, description="Decay of the second moment.")
 
 
 class Adafactor(_Optimizer):
@@ -43,8 +83,137 @@ class Adafactor(_Optimizer):
     clip_threshold: float = Field(
         default=1.0, gt=0, le=1000, description="Root mean square above which an update is scaled down."
     )
+    relative_step: bool = Field(
+        default=False,
+        description="True steps relative to each weight's size, as the paper does: by the smaller of the learning rate "
+        "and 1/sqrt(step), times the weight's root mean square (at least 0.001). A learningRate about 0.01 is usual "
+        "then. False steps by the learning rate itself.",
+    )
+
+
+class CAME(_Optimizer):
+    """Adafactor's memory with a confidence in each update (Luo et al. 2023, arXiv 2307.02047)."""
+
+    type: Literal["CAME"] = "CAME"
+    learning_rate: float = Field(default=2e-4, gt=0, le=10, description="Peak learning rate of the UNet's adapter.")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment.")
+    beta2: float = Field(default=0.999, ge=0, lt=1, description="Decay of the second moment.")
+    instability_beta: float = Field(
+        default=0.9999, ge=0, lt=1, description="Decay of the squared distance between updates and their mean."
+    )
+    clip_threshold: float = Field(
+        default=1.0, gt=0, le=1000, description="Root mean square above which an update is scaled down."
+    )
+
+
+def _distance_rules(kind: str) -> ConfigDict:
+    """Return the rules of an optimizer that learns one step size, as CEL."""
+    return ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {
+                    "rule": "!has(self.textEncoderLearningRate) || self.textEncoderLearningRate == 0.0 || "
+                    "self.textEncoderLearningRate == (has(self.learningRate) ? self.learningRate : 1.0)",
+                    "message": _one_rate(kind),
+                },
+                {
+                    "rule": f"!has(self.learningRate) || self.learningRate >= {LEAST_RELATIVE_RATE}",
+                    "message": _relative_rate(kind),
+                },
+            ]
+        }
+    )
+
+
+def _one_rate(kind: str) -> str:
+    return f"textEncoderLearningRate must equal learningRate, or be 0, for {kind}: it learns one step size for all"
+
+
+def _relative_rate(kind: str) -> str:
+    return (
+        f"learningRate must be at least {LEAST_RELATIVE_RATE} for {kind}, and is usually 1: "
+        "it multiplies the step size that is learnt"
+    )
+
+
+class _DistanceAdapted(_Adam):
+    """Adam that learns its step size d; the rate in force is d times learningRate."""
+
+    text_encoder_share: ClassVar[float] = 1.0
+    learns_step_size: ClassVar[bool] = True
+
+    learning_rate: float = Field(default=1.0, gt=0, le=10, description="Peak learning rate of the UNet's adapter.")
+    initial_d: float = Field(default=1e-6, gt=0, le=1, description="First guess of the step size d.")
+    growth_rate: float | None = Field(
+        default=None, gt=1, le=1e6, description="Most that d may grow by in one step, as a factor. Default: no limit."
+    )
+    use_bias_correction: bool = Field(
+        default=False, description="Correct the moments for their start at zero, as Adam does."
+    )
+
+    @model_validator(mode="after")
+    def _one_rate_for_all(self) -> Self:
+        kind = str(getattr(self, "type", ""))
+        if self.text_encoder_learning_rate not in (None, 0.0, self.learning_rate):
+            raise ValueError(_one_rate(kind))
+        if self.learning_rate < LEAST_RELATIVE_RATE:
+            raise ValueError(_relative_rate(kind))
+        return self
+
+
+class Prodigy(_DistanceAdapted):
+    """Adam that learns its step size (Mishchenko and Defazio 2023, arXiv 2306.06101)."""
+
+    model_config = _distance_rules("Prodigy")
+    type: Literal["Prodigy"] = "Prodigy"
+    d_coefficient: float = Field(
+        default=1.0, gt=0, le=100, description="Multiplies the learnt step size; 0.5 to 2 is usual."
+    )
+    d_beta: float | None = Field(
+        default=None, ge=0, lt=1, description="Decay of the estimate of d. Default: the square root of beta2."
+    )
+    safeguard_warmup: bool = Field(
+        default=False, description="Leave the warm-up's small rates out of the estimate of d; wise with any warm-up."
+    )
+
+
+class DAdaptAdam(_DistanceAdapted):
+    """Adam by D-Adaptation, which learns its step size (Defazio and Mishchenko 2023, arXiv 2301.07733)."""
+
+    model_config = _distance_rules("DAdaptAdam")
+    type: Literal["DAdaptAdam"] = "DAdaptAdam"
+
+
+class ScheduleFreeAdamW(_Adam):
+    """AdamW that averages its weights instead of lowering its rate (Defazio et al. 2024, arXiv 2405.15682)."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {
+                    "rule": "!has(self.beta1) || self.beta1 > 0.0",
+                    "message": "beta1 must be greater than 0 for ScheduleFreeAdamW",
+                }
+            ]
+        }
+    )
+    type: Literal["ScheduleFreeAdamW"] = "ScheduleFreeAdamW"
+    learning_rate: float = Field(default=1e-3, gt=0, le=10, description="Peak learning rate of the UNet's adapter.")
+    averaging_power: float = Field(
+        default=0.0, ge=0, le=100, description="Power of the step's number by which later steps weigh more in the mean."
+    )
+    rate_weight_power: float = Field(
+        default=2.0, ge=0, le=100, description="Power of the highest rate so far by which steps weigh in the mean."
+    )
+
+    @model_validator(mode="after")
+    def _has_momentum(self) -> Self:
+        if self.beta1 == 0:  # the average is found by dividing by it
+            raise ValueError("beta1 must be greater than 0 for ScheduleFreeAdamW")
+        return self
 
 
 Optimizer = Annotated[
-    AdamW | Adafactor, Field(discriminator="type", json_schema_extra={"x-darkroom-default-type": "AdamW"})
+    AdamW | AdamW8bit | Lion | Adafactor | CAME | Prodigy | DAdaptAdam | ScheduleFreeAdamW,
+    Field(discriminator="type", json_schema_extra={"x-darkroom-default-type": "AdamW"}),
 ]

@@ -2,11 +2,13 @@
 
 Pydantic speaks JSON Schema. A CustomResourceDefinition wants the structural subset of OpenAPI 3.0: no ``$ref``, no null
 type, no ``oneOf`` with properties of its own, exclusive bounds as booleans. A discriminated union becomes one object
-with every member's fields and CEL rules that say which field goes with which type.
+with every member's fields and CEL rules that say which field goes with which type; a member's own rules hold for its
+type alone.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any, Final
 
 from pydantic import BaseModel
@@ -101,17 +103,15 @@ def _with_default(node: Schema, lowered: Schema, *, required: bool, defs: dict[s
 def _lower_union(node: Schema, defs: dict[str, Schema]) -> Schema:
     tag = node["discriminator"]["propertyName"]
     members = {kind: _lower({"$ref": ref}, defs) for kind, ref in node["discriminator"]["mapping"].items()}
-    properties: dict[str, Schema] = {}
-    owners: dict[str, list[str]] = {}
+    fields: dict[str, dict[str, Schema]] = {}
     for kind, member in members.items():
         for name, child in member["properties"].items():
             if name != tag:
-                owners.setdefault(name, []).append(kind)
-                _merge_field(properties, name, child=child)
-    for name, of in owners.items():
-        if len(of) < len(members):
-            # A default would put the field into objects of the other types. The models fill it in after reading.
-            properties[name].pop("default", None)
+                fields.setdefault(name, {})[kind] = child
+    properties = {
+        name: _merge_field(name, by_kind, everywhere=len(by_kind) == len(members)) for name, by_kind in fields.items()
+    }
+    owners = {name: list(by_kind) for name, by_kind in fields.items()}
     tag_schema: Schema = {"type": "string", "enum": list(members), "description": _TAG_DESCRIPTION}
     if DEFAULT_TYPE in node:
         tag_schema["default"] = node[DEFAULT_TYPE]
@@ -123,9 +123,29 @@ def _lower_union(node: Schema, defs: dict[str, Schema]) -> Schema:
     return lowered
 
 
-def _merge_field(properties: dict[str, Schema], name: str, *, child: Schema) -> None:
-    if properties.setdefault(name, dict(child)) != child:
+def _merge_field(name: str, by_kind: dict[str, Schema], *, everywhere: bool) -> Schema:
+    """Return the field that all these members mean; they may differ in its default."""
+    bare, *others = ({key: value for key, value in child.items() if key != "default"} for child in by_kind.values())
+    if any(other != bare for other in others):
         raise ValueError(f"field {name!r} means different things in two members of one union")
+    defaults = {kind: child["default"] for kind, child in by_kind.items() if "default" in child}
+    if not defaults or "properties" in bare:
+        return bare
+    told = _told_defaults(defaults)
+    if everywhere and len(told) == 1 and len(defaults) == len(by_kind):
+        return {**bare, "default": next(iter(defaults.values()))}
+    # A default would put the field into objects of the other types. The models fill it in after reading.
+    described = "description" in bare
+    return {**bare, "description": f"{bare['description']} Default: {'; '.join(told)}."} if described else bare
+
+
+def _told_defaults(defaults: dict[str, Any]) -> list[str]:
+    """Return each default, the commonest first and alone, the others with the kinds that have them."""
+    kinds: dict[str, list[str]] = {}
+    for kind, default in defaults.items():
+        kinds.setdefault(default if isinstance(default, str) else json.dumps(default), []).append(kind)
+    first, *rest = sorted(kinds, key=lambda default: -len(kinds[default]))
+    return [first, *(f"{default} for {' and '.join(kinds[default])}" for default in rest)]
 
 
 def _union_rules(tag: str, members: dict[str, Schema], *, owners: dict[str, list[str]]) -> list[Schema]:
@@ -145,4 +165,19 @@ def _union_rules(tag: str, members: dict[str, Schema], *, owners: dict[str, list
         for name in member.get("required", [])
         if name != tag
     ]
-    return rules
+    return rules + _member_rules(tag, members)
+
+
+def _member_rules(tag: str, members: dict[str, Schema]) -> list[Schema]:
+    """Return the members' own rules, each once and only for the types that have it."""
+    kinds: dict[str, list[str]] = {}
+    rules = {}
+    for kind, member in members.items():
+        for rule in member.get("x-kubernetes-validations", []):
+            key = json.dumps(rule, sort_keys=True)
+            rules[key] = rule
+            kinds.setdefault(key, []).append(kind)
+    return [
+        {**rule, "rule": f"!has(self.{tag}) || !(self.{tag} in {kinds[key]!r}) || ({rule['rule']})"}
+        for key, rule in rules.items()
+    ]

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from darkroom_api.base import Model
 from darkroom_api.compute import Compute
+from darkroom_api.objectives import Objective
 from darkroom_api.optimizers import AdamW, Optimizer
 from darkroom_api.schedules import Constant, Schedule
 from darkroom_api.storage import DNS_NAME, S3Uri, Storage
@@ -15,6 +16,8 @@ from darkroom_api.validation import Validation
 
 Prompt = Annotated[str, Field(max_length=2000)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+
+_FREE_OF_SCHEDULES = "schedule must be Constant, with or without warm-up, for optimizer ScheduleFreeAdamW"
 
 
 class BaseModelSource(Model):
@@ -73,17 +76,6 @@ class Buckets(Model):
     )
 
 
-class Objective(Model):
-    """What the loss weighs."""
-
-    min_snr_gamma: float | None = Field(
-        default=None,
-        gt=0,
-        le=100,
-        description="Clamps the loss weight of easy timesteps (Hang et al. 2023, arXiv 2303.09556). Default: off.",
-    )
-
-
 class Captions(Model):
     """What happens to a caption each time it is shown."""
 
@@ -110,13 +102,29 @@ class Training(Model):
                     "rule": "!has(self.buckets) || !self.buckets.enabled || self.buckets.step <= self.resolution",
                     "message": "buckets.step must be at most resolution",
                 },
+                {
+                    "rule": "!has(self.optimizer) || !has(self.optimizer.type) || "
+                    "self.optimizer.type != 'ScheduleFreeAdamW' || "
+                    "!has(self.schedule) || !has(self.schedule.type) || self.schedule.type == 'Constant'",
+                    "message": _FREE_OF_SCHEDULES,
+                },
             ]
         },
     )
     epochs: int = Field(
         default=10, ge=1, le=10_000, description="Passes over the dataset, repeats counted. Steps follow from this."
     )
-    batch_size: int = Field(default=1, ge=1, le=256, description="Pictures per optimizer step.")
+    batch_size: int = Field(default=1, ge=1, le=256, description="Pictures that pass through the model together.")
+    gradient_accumulation: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="Batches per optimizer step, of any buckets; an epoch's last step takes those that are left. "
+        "The step follows the mean over all its pictures.",
+    )
+    maximum_gradient_norm: float = Field(
+        default=1.0, ge=0, le=1000, description="Length above which a step's gradient is scaled down; 0: never."
+    )
     resolution: int = Field(
         default=512,
         ge=64,
@@ -144,6 +152,12 @@ class Training(Model):
             )
         if self.buckets.enabled and self.buckets.step > self.resolution:
             raise ValueError(f"buckets.step {self.buckets.step} must be at most resolution {self.resolution}")
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_suits_the_optimizer(self) -> Self:
+        if self.optimizer.type == "ScheduleFreeAdamW" and self.schedule.type != "Constant":
+            raise ValueError(_FREE_OF_SCHEDULES)
         return self
 
 

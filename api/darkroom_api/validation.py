@@ -69,7 +69,7 @@ class Validation(Model):
         ge=1,
         le=100,
         description="Times that each picture is looked at in a validation: each with a noise of its own, at timesteps "
-        "spread evenly over the schedule, the same in every epoch.",
+        "spread evenly over those that are trained, the same in every epoch.",
     )
     early_stopping: EarlyStopping | None = Field(
         default=None, description="Ends the run when the loss no longer falls. Default: all epochs are trained."

@@ -81,9 +81,14 @@ def test_it_learns_and_stays_finite(make: Make, precision: str) -> None:
     assert all(it.isfinite().all() for it in weights(session))
 
 
-@pytest.mark.parametrize("precision", ["FP32", "BF16", "FP16"])
-def test_a_stopped_run_goes_on_bit_for_bit(make: Make, tmp_path: Path, precision: str) -> None:
-    straight, first, second = make(precision=precision), make(precision=precision), make(precision=precision)
+@pytest.mark.parametrize(
+    ("precision", "optimizer"),
+    [(precision, "AdamW") for precision in ("FP32", "BF16", "FP16")]
+    + [("BF16", kind) for kind in ("AdamW8bit", "Lion", "Adafactor", "CAME", "Prodigy", "DAdaptAdam")]
+    + [("BF16", "ScheduleFreeAdamW")],
+)
+def test_a_stopped_run_goes_on_bit_for_bit(make: Make, tmp_path: Path, precision: str, optimizer: str) -> None:
+    straight, first, second = (make(precision=precision, optimizer={"type": optimizer}) for _ in range(3))
     while straight.position.step < straight.course.total_steps:
         straight.step()
     for _ in range(5):

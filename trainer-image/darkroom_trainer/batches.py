@@ -1,4 +1,4 @@
-"""The course of a run: which pictures are shown together at which step.
+"""The course of a run: which pictures are shown together, and at which optimizer step.
 
 Everything follows from the pictures, the spec and the seed, so a resumed run needs nothing but its step. Pictures for
 validation get their buckets here as well, and never come into a batch.
@@ -40,6 +40,8 @@ class Course:
     batch_size: int
     epochs: int
     seed: int
+    accumulation: int = 1
+    """Batches per optimizer step."""
     validation: tuple[Item, ...] = ()
     """Pictures that are never trained on, each once."""
 
@@ -49,9 +51,14 @@ class Course:
         return [item.picture for item in self.items]
 
     @cached_property
-    def steps_per_epoch(self) -> int:
+    def batches_per_epoch(self) -> int:
         """Return the batches of an epoch: a bucket's last may be short, and two buckets never share one."""
         return sum(-(-len(items) // self.batch_size) for items in self.buckets.values())
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Return the optimizer steps of an epoch: the last takes the batches that are left."""
+        return -(-self.batches_per_epoch // self.accumulation)
 
     @property
     def total_steps(self) -> int:
@@ -80,13 +87,17 @@ class Course:
         parts += [f"validation\0{it.picture.sha256}\0{it.picture.caption}\0{it.placement}" for it in self.validation]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
-    def batch(self, step: int) -> list[Item]:
-        """Return what is shown at a step, from 0."""
+    def window(self, step: int) -> list[list[Item]]:
+        """Return the batches of a step, from 0.
+
+        They follow each other in the epoch's order, of whatever buckets they are, as kohya accumulates.
+        """
         epoch, index = divmod(step, self.steps_per_epoch)
         if epoch not in self._recent_order:
             self._recent_order.clear()
             self._recent_order[epoch] = self.order(epoch)
-        return self._recent_order[epoch][index]
+        start = index * self.accumulation
+        return self._recent_order[epoch][start : start + self.accumulation]
 
     @cached_property
     def _recent_order(self) -> dict[int, list[list[Item]]]:
@@ -140,7 +151,8 @@ def arrange(
         training.batch_size,
         training.epochs,
         training.seed,
-        _placed(each_once(others), training, path="spec.validation.dataset.uri"),
+        accumulation=training.gradient_accumulation,
+        validation=_placed(each_once(others), training, path="spec.validation.dataset.uri"),
     )
 
 

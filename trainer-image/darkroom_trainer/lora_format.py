@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,14 +20,19 @@ import torch
 
 from darkroom_api.failures import FailureReason
 from darkroom_api.lora_training import LoraTrainingSpec
+from darkroom_api.objectives import L2, Objective
+from darkroom_api.optimizers import Optimizer
+from darkroom_api.schedules import Schedule
 from darkroom_trainer.adapters import UNET, Adapter, LowRankPair
 from darkroom_trainer.batches import Course
 from darkroom_trainer.captions import split_tags
 from darkroom_trainer.errors import RunError
 from darkroom_trainer.optimizers import text_encoder_learning_rate
 from darkroom_trainer.safetensors_file import encode
+from darkroom_trainer.schedules import warmup_steps
 
 DTYPES: Final = {"FP32": torch.float32, "FP16": torch.float16, "BF16": torch.bfloat16}
+LOSS_NAMES: Final = {"L2": "l2", "SmoothL1": "smooth_l1", "Huber": "huber"}
 _PREFIXES: Final = {True: "lora_unet_", False: "lora_te_"}
 
 
@@ -144,19 +150,53 @@ def _run(spec: LoraTrainingSpec, course: Course, *, epoch: int) -> dict[str, obj
         "ss_num_epochs": training.epochs,
         "ss_steps": epoch * course.steps_per_epoch,
         "ss_max_train_steps": course.total_steps,
-        "ss_num_batches_per_epoch": course.steps_per_epoch,
+        "ss_num_batches_per_epoch": course.batches_per_epoch,
+        "ss_gradient_accumulation_steps": training.gradient_accumulation,
         "ss_learning_rate": optimizer.learning_rate,
         "ss_unet_lr": optimizer.learning_rate,
         "ss_text_encoder_lr": text_encoder_learning_rate(optimizer),
-        "ss_optimizer": optimizer.type,
-        "ss_lr_scheduler": training.schedule.type.lower(),
-        "ss_lr_warmup_steps": training.schedule.warmup_steps,
-        "ss_min_snr_gamma": training.objective.min_snr_gamma or "None",
-        "ss_max_grad_norm": 1.0,
+        "ss_optimizer": _optimizer(optimizer),
+        "ss_lr_scheduler": _scheduler(training.schedule),
+        "ss_lr_warmup_steps": warmup_steps(training.schedule, course.total_steps),
+        "ss_max_grad_norm": training.maximum_gradient_norm,
         "ss_gradient_checkpointing": str(training.gradient_checkpointing),
         "ss_mixed_precision": {"FP32": "no"}.get(training.precision, training.precision.lower()),
         "ss_seed": training.seed,
         "ss_clip_skip": "None",
+        **_objective(training.objective),
+    }
+
+
+def _optimizer(optimizer: Optimizer) -> str:
+    """Return class and arguments as kohya puts them, without the learning rates, which have keys of their own."""
+    rates = {"type", "learning_rate", "text_encoder_learning_rate"}
+    arguments = optimizer.model_dump(exclude=rates, exclude_none=True)
+    return f"{optimizer.type}({','.join(f'{name}={value}' for name, value in arguments.items())})"
+
+
+def _scheduler(schedule: Schedule) -> str:
+    """Return kohya's name of a schedule: snake case, and one of its own for a constant rate with warm-up."""
+    if schedule.type == "Constant" and (schedule.warmup_steps or schedule.warmup_ratio):
+        return "constant_with_warmup"
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", schedule.type).lower()
+
+
+def _objective(objective: Objective) -> dict[str, object]:
+    multires, loss = objective.multires_noise, objective.loss
+    first, end = objective.timesteps.minimum, objective.timesteps.maximum
+    delta, schedule = ("None", "None") if isinstance(loss, L2) else (loss.delta, loss.schedule.lower())
+    return {
+        "ss_min_snr_gamma": objective.min_snr_gamma or "None",
+        "ss_debiased_estimation": str(objective.debiased),
+        "ss_noise_offset": objective.noise_offset or "None",
+        "ss_multires_noise_iterations": multires.iterations if multires else "None",
+        "ss_multires_noise_discount": multires.discount if multires else "None",
+        "ss_ip_noise_gamma": objective.input_perturbation or "None",
+        "ss_loss_type": LOSS_NAMES[loss.type],
+        "ss_huber_schedule": schedule,
+        "ss_huber_c": delta,
+        "ss_huber_scale": 1.0,
+        **({} if (first, end) == (0, 1000) else {"modelspec.timestep_range": f"{first},{end}"}),
     }
 
 
@@ -168,7 +208,7 @@ def _dataset(spec: LoraTrainingSpec, course: Course) -> dict[str, object]:
         **({"ss_num_validation_images": len(course.validation)} if course.validation else {}),
         "ss_num_reg_images": 0,
         "ss_batch_size_per_device": training.batch_size,
-        "ss_total_batch_size": training.batch_size,
+        "ss_total_batch_size": training.batch_size * training.gradient_accumulation,
         "ss_resolution": f"({training.resolution}, {training.resolution})",
         "ss_enable_bucket": str(training.buckets.enabled),
         "ss_bucket_no_upscale": str(not training.buckets.upscale),

@@ -28,6 +28,7 @@ from darkroom_trainer import ending, logs
 from darkroom_trainer.connecting import open_store
 from darkroom_trainer.errors import RunError
 from darkroom_trainer.fetching import check_inputs, datasets
+from darkroom_trainer.late_imports import hide
 from darkroom_trainer.patience import Patience
 from darkroom_trainer.probing import abandon_orphans, probe
 from darkroom_trainer.publishing import Publisher
@@ -132,6 +133,7 @@ def load_training(stop: StopSignal) -> Callable[[RunPlan, Services], None]:
         except BaseException as error:  # noqa: BLE001 - raised again below
             failures.append(error)
 
+    hide("bitsandbytes")
     thread = threading.Thread(target=load, name="import", daemon=True)
     thread.start()
     while thread.is_alive():

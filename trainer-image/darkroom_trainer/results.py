@@ -48,14 +48,15 @@ class Results:
             StopRequested: In the middle of validation or samples; the epoch is not closed, its end will be repeated.
         """
         spec, position = self.session.spec, self.session.position
-        if is_validated(spec.validation, epoch, epochs=self.session.course.epochs):
-            self._validate(epoch)
-        is_last = epoch == self.session.last_epoch
-        has_checkpoint = epoch > 0 and (is_last or epoch % spec.checkpoints.every_epochs == 0)
-        if has_checkpoint:
-            self._write_checkpoint(epoch, is_last=is_last)
-        if spec.samples.prompts and (is_last or epoch % spec.samples.every_epochs == 0):
-            self._paint_samples(epoch)
+        with self.session.evaluating():
+            if is_validated(spec.validation, epoch, epochs=self.session.course.epochs):
+                self._validate(epoch)
+            is_last = epoch == self.session.last_epoch  # the validation may have made it so
+            has_checkpoint = epoch > 0 and (is_last or epoch % spec.checkpoints.every_epochs == 0)
+            if has_checkpoint:
+                self._write_checkpoint(epoch, is_last=is_last)
+            if spec.samples.prompts and (is_last or epoch % spec.samples.every_epochs == 0):
+                self._paint_samples(epoch)
         if has_checkpoint:
             position.forget_steps()
         position.closed_epoch = epoch

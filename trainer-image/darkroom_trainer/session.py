@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,13 +22,16 @@ from darkroom_trainer.captions import present
 from darkroom_trainer.errors import RunError
 from darkroom_trainer.families.sd15 import StableDiffusion
 from darkroom_trainer.latents import LatentCache
-from darkroom_trainer.optimizers import Group, build_optimizer, text_encoder_learning_rate
+from darkroom_trainer.optimizers import (
+    Group,
+    build_optimizer,
+    evaluation_weights,
+    rate_in_force,
+    text_encoder_learning_rate,
+)
 from darkroom_trainer.randomness import noise_source, shuffler
 from darkroom_trainer.sampling import encode_texts
 from darkroom_trainer.schedules import schedule_factor
-
-MAXIMUM_GRADIENT_NORM: Final = 1.0
-"""kohya's default: a longer gradient is scaled down."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,14 @@ class Session:
         """Return the epoch of the last step, from 1; 0 before the first."""
         return math.ceil(self.position.step / self.course.steps_per_epoch)
 
+    @property
+    def _place(self) -> str:
+        """Return what the coming step is called where it fails."""
+        step = self.position.step
+        return f"step {step + 1} in epoch {step // self.course.steps_per_epoch + 1}"
+
     def step(self) -> Stepped:
-        """Train on the next batch.
+        """Train on the next batches, as many as a step has.
 
         Raises:
             RunError: The loss or its gradient is not finite; the weights stay as they were.
@@ -93,30 +103,53 @@ class Session:
         factor = schedule_factor(training.schedule, number, self.course.total_steps)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
-        batch = self.course.batch(number)
-        place = f"step {number + 1} in epoch {number // self.course.steps_per_epoch + 1}"
-        loss = self._loss(batch, number)
-        value = float(loss.detach())
-        require_finite(f"loss of {place}", value, batch)
+        window = self.course.window(number)
         self.optimizer.zero_grad(set_to_none=True)
-        self.accelerator.backward(loss)
-        norm = self.accelerator.clip_grad_norm_(self.adapter.named_parameters().values(), MAXIMUM_GRADIENT_NORM)
+        value = self._accumulate(window, number)
+        # Without a limit the norm is still wanted: it tells whether the gradient is finite.
+        limit = training.maximum_gradient_norm or math.inf
+        norm = self.accelerator.clip_grad_norm_(self.adapter.named_parameters().values(), limit)
         if not self.accelerator.scaler:  # a loss scaler leaves out such a step by itself and scales less
-            require_finite(f"gradient's norm of {place}", float(norm), batch)
+            require_finite(f"gradient's norm of {self._place}", float(norm), [it for batch in window for it in batch])
+        rate = rate_in_force(training.optimizer, self.optimizer.optimizer, self.peaks[0] * factor)
         self.optimizer.step()
-        self.position.record(value, self.peaks[0] * factor)
-        return Stepped(value, self.peaks[0] * factor)
+        self.position.record(value, rate)
+        return Stepped(value, rate)
 
-    def _loss(self, batch: list[Item], step: int) -> torch.Tensor:
-        training, model = self.spec.training, self.model
-        alphas_T = model.scheduler.alphas_cumprod
-        generator = noise_source(training.seed, "noise", step)
-        latents = self.latents.draw(batch, generator) * model.vae.config.scaling_factor
-        noised = objectives.add_noise(latents.to(model.device), alphas_T, generator)
-        rng = shuffler(training.seed, "captions", step)
-        captions = [present(item.picture.caption, training.captions, rng) for item in batch]
-        weights_B = objectives.weights(noised.timesteps_B, alphas_T, training.objective)
-        return objectives.loss(self.predict(noised, captions), noised, weights_B)
+    def _accumulate(self, window: list[list[Item]], step: int) -> float:
+        """Add up the gradient of the mean loss over all the window's pictures, and return that loss."""
+        num_pictures, shown, value = sum(len(batch) for batch in window), 0, 0.0
+        for batch in window:
+            loss = self._loss(batch, step, first=shown)
+            require_finite(f"loss of {self._place}", float(loss.detach()), batch)
+            # By pictures, not by batches: a bucket's last batch and an epoch's last window may be short.
+            share = len(batch) / num_pictures
+            self.accelerator.backward(loss * share)
+            value += float(loss.detach()) * share
+            shown += len(batch)
+        return value
+
+    def _loss(self, batch: list[Item], step: int, *, first: int) -> torch.Tensor:
+        training, objective = self.spec.training, self.spec.training.objective
+        alphas_T = self.model.scheduler.alphas_cumprod
+        noised = objectives.joined(
+            [self._noised(item, step, number) for number, item in enumerate(batch, start=first)], self.model.device
+        )
+        captions = [
+            present(item.picture.caption, training.captions, shuffler(training.seed, "captions", step, number))
+            for number, item in enumerate(batch, start=first)
+        ]
+        weights_B = objectives.weights(noised.timesteps_B, alphas_T, objective)
+        return objectives.loss(
+            self.predict(noised, captions), noised, weights_B, kind=objective.loss, alphas_T=alphas_T
+        )
+
+    def _noised(self, item: Item, step: int, number: int) -> objectives.Noised:
+        """Noise one picture of a step by random numbers of its own: how the step is cut into batches changes none."""
+        generator = noise_source(self.spec.training.seed, "noise", step, number)
+        latents_1CHW = self.latents.draw([item], generator) * self.model.vae.config.scaling_factor
+        alphas_T = self.model.scheduler.alphas_cumprod
+        return objectives.add_noise(latents_1CHW, alphas_T, generator, objective=self.spec.training.objective)
 
     def predict(self, noised: objectives.Noised, captions: list[str]) -> torch.Tensor:
         """Return the noise (B, C, H, W) that the model sees in noised latents under these captions."""
@@ -130,6 +163,12 @@ class Session:
                 return_dict=False,
             )[0]
         return predicted_BCHW
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Hold the weights that checkpoints, samples and validations are to have; afterwards those that are trained."""
+        with evaluation_weights(self.optimizer.optimizer):
+            yield
 
     def capture(self) -> state.Snapshot:
         """Copy the resume state to host memory."""

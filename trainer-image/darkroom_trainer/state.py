@@ -1,4 +1,4 @@
-"""What a run needs to go on exactly where it was: weights, the optimizer's tensors, and a few numbers.
+"""What a run needs to go on exactly where it was: weights, the optimizer's state, and a few numbers.
 
 Plain tensors and JSON, nothing pickled: a state comes back from a bucket that others may write to. Everything else
 (order, noise, captions, learning rate) follows from the step.
@@ -7,7 +7,8 @@ Plain tensors and JSON, nothing pickled: a state comes back from a bucket that o
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -17,12 +18,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from darkroom_api.failures import FailureReason
+from darkroom_trainer import optimizer_state
 from darkroom_trainer.errors import RunError
 
 ADAPTER: Final = "adapter.safetensors"
 OPTIMIZER: Final = "optimizer.safetensors"
 NUMBERS: Final = "state.json"
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""1 lacked the optimizer's numbers and was written by trainers whose steps drew other noise."""
 
 
 @dataclass
@@ -99,8 +102,14 @@ def capture(
     """
     return Snapshot(
         weights={name: _copy(it) for name, it in parameters.items()},
-        moments=_optimizer_tensors(optimizer),
-        numbers={"format": FORMAT, "inputs": inputs, "scaler": dict(scaler), "position": asdict(position)},
+        moments={name: _copy(it) for name, it in optimizer_state.tensors(optimizer).items()},
+        numbers={
+            "format": FORMAT,
+            "inputs": inputs,
+            "scaler": dict(scaler),
+            "position": asdict(position),
+            "optimizer": optimizer_state.numbers(optimizer),
+        },
     )
 
 
@@ -112,18 +121,11 @@ def load(
     Raises:
         RunError: The state was made from other pictures or another base model, or cannot be read.
     """
-    try:
+    with _told_if_unreadable(directory):
         numbers = json.loads((directory / NUMBERS).read_text())
-        if numbers["format"] != FORMAT:
-            raise ValueError(f"format {numbers['format']}, this trainer reads {FORMAT}")  # noqa: TRY301
+        _check_format(numbers["format"], directory)
         weights, moments = load_file(directory / ADAPTER), load_file(directory / OPTIMIZER)
         position = Position(**numbers["position"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise RunError(
-            FailureReason.INTERNAL_ERROR,
-            f"the saved state {directory.name} cannot be read: {error}",
-            advice="Delete this state below the run's prefix to go on from an older one.",
-        ) from error
     if numbers["inputs"] != inputs:
         raise RunError(
             FailureReason.DATASET_REJECTED,
@@ -131,30 +133,34 @@ def load(
             "so it cannot go on exactly",
             advice="Apply the training under a new name, or put the earlier files back.",
         )
-    with torch.no_grad():
+    with _told_if_unreadable(directory), torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
-    _fill_optimizer(optimizer, moments)
+        optimizer_state.fill(optimizer, moments, numbers["optimizer"])
     return position, numbers["scaler"]
+
+
+@contextmanager
+def _told_if_unreadable(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise RunError(
+            FailureReason.INTERNAL_ERROR,
+            f"the saved state {directory.name} cannot be read: {error}",
+            advice="Delete this state below the run's prefix to go on from an older one.",
+        ) from error
+
+
+def _check_format(given: object, directory: Path) -> None:
+    if given != FORMAT:
+        raise RunError(
+            FailureReason.INVALID_SPEC,
+            f"the saved state {directory.name} has format {given}, this trainer reads {FORMAT}: another version of the "
+            "trainer began this run, and only that one can go on exactly",
+            advice="Apply the training under a new name, or finish this run with the trainer image that began it.",
+        )
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Return all per-weight tensors as ``INDEX.NAME``."""
-    return {
-        f"{index}.{name}": _copy(value)
-        for index, values in optimizer.state_dict()["state"].items()
-        for name, value in values.items()
-        if isinstance(value, torch.Tensor)  # Adafactor keeps a None where a tensor is not factored
-    }
-
-
-def _fill_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, tensor in tensors.items():
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

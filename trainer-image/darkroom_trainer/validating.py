@@ -1,4 +1,4 @@
-"""The validation loss: the run's own objective over pictures that it never trains on.
+"""The validation loss: the run's own loss, weights and timesteps over pictures that it never trains on.
 
 Noise and timesteps are the same at every validation, so two epochs differ by their weights alone; drawn anew they
 would differ by luck, and by more than what an epoch learns. `choosing` makes decisions of the losses.
@@ -42,21 +42,28 @@ def batches_of_looks(items: Sequence[Item], *, draws: int, batch_size: int) -> l
     ]
 
 
-def fixed_noise(look: Look, shape: Sequence[int], *, seed: int, draws: int, timesteps: int) -> tuple[torch.Tensor, int]:
+def fixed_noise(
+    look: Look, shape: Sequence[int], *, seed: int, draws: int, timesteps: range
+) -> tuple[torch.Tensor, int]:
     """Return the noise (C, H, W) and the timestep of a look; they follow from seed, content and draw alone.
 
-    Each draw has a share of the schedule to itself: the loss differs more between early and late timesteps than
+    Each draw has a share of the timesteps to itself: the loss differs more between early and late timesteps than
     between epochs, so a sum over timesteps left to chance would measure them instead.
     """
     generator = noise_source(seed, "validation", look.item.picture.sha256, look.draw)
-    first, after = (timesteps * number // draws for number in (look.draw, look.draw + 1))
-    timestep = int(torch.randint(first, after, (), generator=generator))
+    first, after = (timesteps.start + len(timesteps) * number // draws for number in (look.draw, look.draw + 1))
+    # Of fewer timesteps than draws some have no share of their own.
+    timestep = int(torch.randint(first, max(after, first + 1), (), generator=generator))
+    # Plain whatever the objective adds to noise in training: samplers begin with plain noise, so this is what the
+    # checkpoint will see, and runs that differ in such an option alone can be compared.
     return torch.randn(tuple(shape), generator=generator), timestep
 
 
 @torch.no_grad()
 def validation_loss(session: Session, *, before_batch: Callable[[int, int], None]) -> float:
     """Return the mean loss over all held-out pictures and draws, with the weights as they are.
+
+    Within `Session.evaluating` these are the checkpoint's, and the loss is the checkpoint's too.
 
     Args:
         session: The run.
@@ -78,13 +85,11 @@ def validation_loss(session: Session, *, before_batch: Callable[[int, int], None
 
 
 def _losses(session: Session, looks: Sequence[Look], *, draws: int) -> list[float]:
-    training, model = session.spec.training, session.model
+    model, objective = session.model, session.spec.training.objective
     alphas_T = model.scheduler.alphas_cumprod
+    timesteps, seed = objectives.trained_timesteps(objective, alphas_T), session.spec.training.seed
     clean_BCHW = session.latents.means([look.item for look in looks]) * model.vae.config.scaling_factor
-    drawn = [
-        fixed_noise(look, clean_BCHW.shape[1:], seed=training.seed, draws=draws, timesteps=len(alphas_T))
-        for look in looks
-    ]
+    drawn = [fixed_noise(look, clean_BCHW.shape[1:], seed=seed, draws=draws, timesteps=timesteps) for look in looks]
     noised = objectives.diffuse(
         clean_BCHW.to(model.device),
         torch.stack([noise for noise, _ in drawn]),
@@ -92,5 +97,5 @@ def _losses(session: Session, looks: Sequence[Look], *, draws: int) -> list[floa
         alphas_T=alphas_T,
     )
     predicted_BCHW = session.predict(noised, [look.item.picture.caption for look in looks])
-    weights_B = objectives.weights(noised.timesteps_B, alphas_T, training.objective)
-    return objectives.losses(predicted_BCHW, noised, weights_B).tolist()
+    weights_B = objectives.weights(noised.timesteps_B, alphas_T, objective)
+    return objectives.losses(predicted_BCHW, noised, weights_B, kind=objective.loss, alphas_T=alphas_T).tolist()

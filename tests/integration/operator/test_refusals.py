@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from darkroom_api.lora_training import LoraTrainingSpec
 from tests.integration.operator.cluster import MERGE, SPEC, Cluster, RefusedError
 
 
@@ -20,14 +21,38 @@ from tests.integration.operator.cluster import MERGE, SPEC, Cluster, RefusedErro
         ({"output": {"uri": "file:///tmp"}}, ["spec.output.uri", "file:///tmp", "s3://"]),
         ({"training": {"resolution": 256, "buckets": {"step": 512}}}, ["spec.training", "at most resolution"]),
         ({"samples": {"seeds": [1, 1]}}, ["spec.samples", "each seed may be given once"]),
+        (
+            {"training": {"optimizer": {"type": "Lion", "dCoefficient": 2}}},
+            ["dCoefficient is only for type Prodigy; type is Lion"],
+        ),
+        (
+            {"training": {"optimizer": {"type": "Prodigy", "textEncoderLearningRate": 0.5}}},
+            ["spec.training.optimizer", "must equal learningRate, or be 0, for Prodigy"],
+        ),
+        (
+            {"training": {"optimizer": {"type": "DAdaptAdam", "learningRate": 1e-4}}},
+            ["spec.training.optimizer", "learningRate must be at least 0.1 for DAdaptAdam"],
+        ),
+        (
+            {"training": {"optimizer": {"type": "ScheduleFreeAdamW"}, "schedule": {"type": "Cosine"}}},
+            ["spec.training", "schedule must be Constant, with or without warm-up"],
+        ),
+        (
+            {"training": {"schedule": {"type": "Linear", "warmupSteps": 5, "warmupRatio": 0.1}}},
+            ["spec.training.schedule", "either warmupSteps or warmupRatio"],
+        ),
+        (
+            {"training": {"objective": {"minSnrGamma": 5, "debiased": True}}},
+            ["spec.training.objective", "either minSnrGamma or debiased"],
+        ),
         ({"validation": {}}, ["spec.validation", "give either images or dataset, not both and not neither"]),
         ({"validation": {"images": 1, "dataset": {"uri": "s3://studio/v"}}}, ["spec.validation", "not both"]),
         ({"validation": {"images": 0}}, ["spec.validation.images", "0", "greater than or equal to 1"]),
         ({"validation": {"images": 1, "earlyStopping": {}}}, ["spec.validation.earlyStopping.patience", "Required"]),
         ({"backoffLimit": -1}, ["spec.backoffLimit", "-1", "greater than or equal to 0"]),
     ],
-    ids=["rank", "unknown", "foreign", "both", "neither", "uri", "step", "seeds", "judges", "doubled", "none",
-         "patience", "backoff"],
+    ids=["rank", "unknown", "foreign", "both", "neither", "uri", "step", "seeds", "owner", "two rates", "low rate",
+         "free", "warm-up", "weights", "judges", "doubled", "none", "patience", "backoff"],
 )  # fmt: skip
 def test_a_wrong_spec_is_refused_with_path_given_and_allowed(
     cluster: Cluster, spec: dict[str, Any], words: list[str]
@@ -37,6 +62,27 @@ def test_a_wrong_spec_is_refused_with_path_given_and_allowed(
     assert refused.value.status in {400, 422}
     for word in words:
         assert word in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {
+            "optimizer": {"type": "Prodigy", "textEncoderLearningRate": 0},
+            "schedule": {"type": "REX", "warmupRatio": 0.1},
+        },
+        {"optimizer": {"type": "ScheduleFreeAdamW"}, "schedule": {"warmupSteps": 10}},
+        {"objective": {"multiresNoise": {}, "loss": {"type": "Huber"}}, "schedule": {"type": "OneCycle"}},
+        {"optimizer": {"type": "AdamW8bit"}},
+    ],
+    ids=["prodigy", "free", "objective", "8bit"],
+)
+def test_what_makes_sense_together_is_taken(cluster: Cluster, training: dict[str, Any]) -> None:
+    created = cluster.apply("anna", training=training)
+    chosen = created["spec"]["training"]["optimizer"]
+    # A default of one type would be wrong for another: the pod fills it in.
+    assert "learningRate" not in chosen
+    assert LoraTrainingSpec.model_validate(created["spec"]).training.epochs == 10
 
 
 def test_what_may_not_change_is_refused_and_what_may_is_not(cluster: Cluster) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import signal
 import threading
 
@@ -54,7 +55,9 @@ def test_the_losses_of_every_step_are_kept(undisturbed: Objects) -> None:
     documents = [json.loads(undisturbed.read(f"checkpoints/epoch-00000{n}/metrics.json")) for n in (1, 2)]
     assert [step for document in documents for step in document["steps"]] == list(range(1, STEPS + 1))
     assert [len(document["losses"]) for document in documents] == [4, 4]
-    assert documents[1]["learningRates"][-1] == 0
+    rates = [rate for document in documents for rate in document["learningRates"]]
+    falling = [(1 + math.cos(math.pi * done / 6)) / 2 for done in range(6)]
+    assert rates == pytest.approx([1e-3 * factor for factor in (0, 0.5, *falling)])
 
 
 def test_samples_begin_before_training_and_change(undisturbed: Objects) -> None:

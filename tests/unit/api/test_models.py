@@ -65,6 +65,53 @@ def test_spec_survives_its_own_json(more: dict[str, Any]) -> None:
             {"training": {"resolution": 256, "buckets": {"step": 512}}},
             "buckets.step 512 must be at most resolution 256",
         ),
+        (
+            {"training": {"optimizer": {"type": "AdamW", "dCoefficient": 2}}},
+            "spec.training.optimizer.AdamW.dCoefficient: 2: Extra inputs are not permitted",
+        ),
+        (
+            {"training": {"optimizer": {"type": "Prodigy", "textEncoderLearningRate": 0.5}}},
+            "spec.training.optimizer.Prodigy: Value error, textEncoderLearningRate must equal learningRate, or be 0, "
+            "for Prodigy",
+        ),
+        (
+            {"training": {"optimizer": {"type": "DAdaptAdam", "learningRate": 1e-4}}},
+            "spec.training.optimizer.DAdaptAdam: Value error, learningRate must be at least 0.1 for DAdaptAdam",
+        ),
+        (
+            {"training": {"optimizer": {"type": "ScheduleFreeAdamW", "beta1": 0}}},
+            "beta1 must be greater than 0 for ScheduleFreeAdamW",
+        ),
+        (
+            {"training": {"optimizer": {"type": "ScheduleFreeAdamW"}, "schedule": {"type": "Linear"}}},
+            "spec.training: Value error, schedule must be Constant, with or without warm-up, for optimizer "
+            "ScheduleFreeAdamW",
+        ),
+        (
+            {"training": {"schedule": {"type": "Cosine", "warmupSteps": 5, "warmupRatio": 0.1}}},
+            "spec.training.schedule.Cosine: Value error, give either warmupSteps or warmupRatio, not both",
+        ),
+        (
+            {"training": {"schedule": {"type": "OneCycle", "warmupSteps": 5}}},
+            "spec.training.schedule.OneCycle.warmupSteps: 5: Extra inputs are not permitted",
+        ),
+        (
+            {"training": {"objective": {"minSnrGamma": 5, "debiased": True}}},
+            "spec.training.objective: Value error, give either minSnrGamma or debiased, not both",
+        ),
+        (
+            {"training": {"objective": {"noiseOffset": 0.1, "multiresNoise": {}}}},
+            "spec.training.objective: Value error, give either noiseOffset or multiresNoise, not both",
+        ),
+        (
+            {"training": {"objective": {"timesteps": {"minimum": 500, "maximum": 500}}}},
+            "spec.training.objective: Value error, timesteps.minimum must be less than timesteps.maximum",
+        ),
+        (
+            {"training": {"objective": {"loss": {"type": "L2", "delta": 0.1}}}},
+            "spec.training.objective.loss.L2.delta: 0.1: Extra inputs are not permitted",
+        ),
+        ({"training": {"gradientAccumulation": 0}}, "spec.training.gradientAccumulation: 0: Input should be greater"),
         ({"validation": {}}, "spec.validation: Value error, give either images or dataset, not both and not neither"),
         (
             {"validation": {"images": 2, "dataset": {"uri": "s3://studio/others"}}},
@@ -82,6 +129,33 @@ def test_spec_survives_its_own_json(more: dict[str, Any]) -> None:
 )
 def test_refusal_tells_path_given_and_allowed(changes: dict[str, Any], told: str) -> None:
     assert told in refusal(**changes)
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"optimizer": {"type": kind}}
+        for kind in ("AdamW8bit", "Lion", "Adafactor", "CAME", "Prodigy", "DAdaptAdam", "ScheduleFreeAdamW")
+    ]
+    + [
+        {"optimizer": {"type": "Prodigy", "textEncoderLearningRate": 0}},
+        {"optimizer": {"type": "DAdaptAdam", "learningRate": 0.5, "textEncoderLearningRate": 0.5}},
+        {"optimizer": {"type": "ScheduleFreeAdamW"}, "schedule": {"type": "Constant", "warmupRatio": 0.1}},
+        {"schedule": {"type": "REX", "warmupRatio": 0.1, "minimumFactor": 0.1}},
+        {"schedule": {"type": "OneCycle"}},
+        {"objective": {"multiresNoise": {}, "debiased": True, "loss": {"type": "Huber"}}},
+    ],
+    ids=str,
+)
+def test_what_makes_sense_survives_with_every_default_filled_in(training: dict[str, Any]) -> None:
+    """A run's plan holds the defaults as if they had been given; rules that ask for one of two must bear that."""
+    spec = LoraTrainingSpec.model_validate(MINIMAL | {"training": training})
+    assert LoraTrainingSpec.model_validate_json(spec.model_dump_json(by_alias=True)) == spec
+
+
+def test_what_learns_its_step_size_begins_at_rate_1() -> None:
+    spec = LoraTrainingSpec.model_validate(MINIMAL | {"training": {"optimizer": {"type": "Prodigy"}}})
+    assert spec.training.optimizer.learning_rate == 1
 
 
 def test_all_problems_are_told_at_once() -> None:

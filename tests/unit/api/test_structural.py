@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import pytest
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from darkroom_api.base import Model
 from darkroom_api.structural import structural_schema
@@ -91,6 +91,49 @@ def test_one_field_name_with_two_meanings_is_refused() -> None:
 
     with pytest.raises(ValueError, match="'radius' means different things"):
         structural_schema(Clash)
+
+
+class Cat(Model):
+    model_config = ConfigDict(
+        json_schema_extra={"x-kubernetes-validations": [{"rule": "self.lives > 0", "message": "a cat lives"}]}
+    )
+    type: Literal["Cat"] = "Cat"
+    lives: int = Field(default=9, description="How often.")
+    sound: str = Field(default="meow", description="What it says.")
+    legs: int = Field(default=4, description="Legs.")
+
+
+class Lynx(Cat):
+    type: Literal["Lynx"] = "Lynx"
+    lives: int = Field(default=1, description="How often.")
+
+
+class Crow(Model):
+    type: Literal["Crow"] = "Crow"
+    lives: int = Field(default=1, description="How often.")
+    sound: str = Field(default="caw", description="What it says.")
+
+
+class Zoo(Model):
+    animal: Annotated[Cat | Lynx | Crow, Field(discriminator="type")]
+
+
+ANIMAL = structural_schema(Zoo)["properties"]["animal"]
+
+
+def test_members_may_differ_in_a_default_which_is_then_told_and_not_set() -> None:
+    told = {name: field["description"] for name, field in ANIMAL["properties"].items()}
+    assert told["lives"] == "How often. Default: 1; 9 for Cat."
+    assert told["sound"] == "What it says. Default: meow; caw for Crow."
+    assert told["legs"] == "Legs. Default: 4."
+    assert [name for name, field in ANIMAL["properties"].items() if "default" in field] == []
+
+
+def test_a_members_rules_hold_for_its_type_alone() -> None:
+    rules = [rule for rule in ANIMAL["x-kubernetes-validations"] if rule["message"] == "a cat lives"]
+    assert [rule["rule"] for rule in rules] == [
+        "!has(self.type) || !(self.type in ['Cat', 'Lynx']) || (self.lives > 0)"
+    ]
 
 
 def test_union_without_discriminator_is_refused() -> None:

@@ -49,7 +49,7 @@ def test_an_epoch_shows_each_picture_as_often_as_it_is_repeated(
     run = course(pictures, batchSize=batch_size, epochs=2)
     for epoch in range(2):
         steps = range(epoch * run.steps_per_epoch, (epoch + 1) * run.steps_per_epoch)
-        batches = [run.batch(step) for step in steps]
+        batches = [run.window(step)[0] for step in steps]
         assert all(len({item.placement.bucket for item in batch}) == 1 for batch in batches)
         shown = Counter(item.picture.name for batch in batches for item in batch)
         assert shown == Counter({it.name: it.repeats for it in pictures})
@@ -59,10 +59,30 @@ def test_the_order_follows_from_seed_and_epoch_alone() -> None:
     pictures = [picture(index, repeats=3) for index in range(8)]
     run, again = course(pictures, epochs=3), course(pictures, epochs=3)
     total = range(run.total_steps)
-    straight = [run.batch(step) for step in total]
-    assert [again.batch(step) for step in reversed(total)] == straight[::-1]
+    straight = [run.window(step)[0] for step in total]
+    assert [again.window(step)[0] for step in reversed(total)] == straight[::-1]
     assert straight[:24] != straight[24:48]
-    assert [course(pictures, seed=1).batch(step) for step in range(24)] != straight[:24]
+    assert [course(pictures, seed=1).window(step)[0] for step in range(24)] != straight[:24]
+
+
+@given(
+    st.lists(st.tuples(st.integers(64, 2000), st.integers(64, 2000), st.integers(1, 4)), min_size=1, max_size=8),
+    st.integers(1, 4),
+    st.integers(1, 5),
+)
+def test_accumulation_gathers_an_epochs_batches_in_order_and_never_two_epochs(
+    shapes: list[tuple[int, int, int]], batch_size: int, accumulation: int
+) -> None:
+    pictures = [picture(index, (w, h), n) for index, (w, h, n) in enumerate(shapes)]
+    plain = course(pictures, batchSize=batch_size, epochs=2)
+    run = course(pictures, batchSize=batch_size, epochs=2, gradientAccumulation=accumulation)
+    assert run.batches_per_epoch == plain.steps_per_epoch
+    assert run.plan.steps_per_epoch == run.steps_per_epoch == -(-plain.steps_per_epoch // accumulation)
+    for epoch in range(2):
+        windows = [run.window(epoch * run.steps_per_epoch + index) for index in range(run.steps_per_epoch)]
+        assert [batch for window in windows for batch in window] == plain.order(epoch)
+        assert all(len(window) == accumulation for window in windows[:-1])
+        assert 1 <= len(windows[-1]) <= accumulation
 
 
 def test_a_changed_caption_changes_the_fingerprint() -> None:

@@ -50,7 +50,7 @@ def test_held_out_pictures_and_their_copies_appear_in_no_batch(
             course(pictures, images=images, seed=seed)
         return
     run = course(pictures, images=images, seed=seed, epochs=2, batchSize=batch_size)
-    shown = [item.picture for step in range(run.total_steps) for item in run.batch(step)]
+    shown = [item.picture for step in range(run.total_steps) for batch in run.window(step) for item in batch]
     held = contents([item.picture for item in run.validation])
     assert len(run.validation) == len(held) == images == run.plan.validation_images
     assert not held & contents(shown)

@@ -168,6 +168,91 @@ def test_metadata(load_model: Load, tmp_path: Path, base_file: Path) -> None:
     assert not [key for key in read if "time" in key or "date" in key or "started" in key]
 
 
+def told(tmp_path: Path, training: dict[str, Any]) -> dict[str, str]:
+    chosen = spec(training={"resolution": 256, **training})
+    course = arrange(scan(write_pictures(tmp_path / "set")), chosen.training)
+    base = lora_format.BaseModelFile("m.safetensors", "0" * 64, "0" * 8)
+    return lora_format.metadata(chosen, course, base, name="anna", epoch=2)
+
+
+def test_metadata_of_a_plain_training_has_kohyas_words(tmp_path: Path) -> None:
+    assert {
+        "ss_optimizer": "AdamW(weight_decay=0.01,beta1=0.9,beta2=0.999,epsilon=1e-08)",
+        "ss_lr_scheduler": "constant",
+        "ss_lr_warmup_steps": "0",
+        "ss_gradient_accumulation_steps": "1",
+        "ss_max_grad_norm": "1.0",
+        "ss_noise_offset": "None",
+        "ss_multires_noise_iterations": "None",
+        "ss_multires_noise_discount": "None",
+        "ss_min_snr_gamma": "None",
+        "ss_debiased_estimation": "False",
+        "ss_ip_noise_gamma": "None",
+        "ss_loss_type": "l2",
+        "ss_huber_schedule": "None",
+        "ss_huber_c": "None",
+    }.items() <= told(tmp_path, {}).items()
+
+
+def test_metadata_tells_optimizer_schedule_and_objective(tmp_path: Path) -> None:
+    about = told(
+        tmp_path,
+        {
+            "batchSize": 2,
+            "gradientAccumulation": 3,
+            "maximumGradientNorm": 0,
+            "optimizer": {"type": "Prodigy", "dCoefficient": 2, "safeguardWarmup": True},
+            "schedule": {"type": "CosineWithRestarts", "cycles": 3, "warmupRatio": 0.1},
+            "objective": {
+                "debiased": True,
+                "multiresNoise": {"iterations": 8, "discount": 0.4},
+                "inputPerturbation": 0.1,
+                "loss": {"type": "SmoothL1", "delta": 0.2, "schedule": "Exponential"},
+                "timesteps": {"minimum": 10, "maximum": 900},
+            },
+        },
+    )
+    batches = int(about["ss_num_batches_per_epoch"])
+    steps = -(-batches // 3)
+    assert steps < batches
+    assert about["ss_optimizer"].startswith("Prodigy(weight_decay=0.01,beta1=0.9,")
+    assert ",d_coefficient=2.0,safeguard_warmup=True)" in about["ss_optimizer"]
+    assert {
+        "ss_steps": str(2 * steps),
+        "ss_max_train_steps": str(10 * steps),
+        "ss_total_batch_size": "6",
+        "ss_batch_size_per_device": "2",
+        "ss_lr_scheduler": "cosine_with_restarts",
+        "ss_lr_warmup_steps": str(steps),  # a tenth of ten epochs
+        "ss_text_encoder_lr": "1.0",
+        "ss_gradient_accumulation_steps": "3",
+        "ss_max_grad_norm": "0.0",
+        "ss_multires_noise_iterations": "8",
+        "ss_multires_noise_discount": "0.4",
+        "ss_debiased_estimation": "True",
+        "ss_ip_noise_gamma": "0.1",
+        "ss_loss_type": "smooth_l1",
+        "ss_huber_schedule": "exponential",
+        "ss_huber_c": "0.2",
+        "modelspec.timestep_range": "10,900",
+    }.items() <= about.items()
+
+
+@pytest.mark.parametrize(
+    ("training", "key", "value"),
+    [
+        ({"schedule": {"type": "Constant", "warmupSteps": 3}}, "ss_lr_scheduler", "constant_with_warmup"),
+        ({"schedule": {"type": "REX"}}, "ss_lr_scheduler", "rex"),
+        ({"schedule": {"type": "OneCycle"}}, "ss_lr_warmup_steps", "0"),
+        ({"objective": {"noiseOffset": 0.05}}, "ss_noise_offset", "0.05"),
+        ({"objective": {"minSnrGamma": 5}}, "ss_min_snr_gamma", "5.0"),
+        ({"objective": {"loss": {"type": "Huber"}}}, "ss_huber_schedule", "snr"),
+    ],
+)
+def test_metadata_of_single_choices(tmp_path: Path, training: dict[str, Any], key: str, value: str) -> None:
+    assert told(tmp_path, training)[key] == value
+
+
 def test_metadata_counts_held_out_pictures_apart(tmp_path: Path, base_file: Path) -> None:
     """Under kohya's name, and in none of the numbers of what was trained on."""
     asked = spec(training={"resolution": 256}, validation={"images": 1})

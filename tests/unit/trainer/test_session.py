@@ -2,21 +2,57 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from darkroom_api.failures import FailureReason
+from darkroom_trainer import objectives
+from darkroom_trainer.batches import Course, Item
 from darkroom_trainer.errors import RunError
 from darkroom_trainer.hardware import open_accelerator
 from darkroom_trainer.latents import LatentCache
+from darkroom_trainer.session import Session
 from tests.unit.trainer.sessions import Maker, same, weights
 
+RESUMED: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "AdamW": ({"optimizer": {"type": "AdamW", "learningRate": 2e-3}}, (1, 4, 7)),
+    "AdamW8bit": ({"optimizer": {"type": "AdamW8bit", "learningRate": 2e-3}}, (3,)),
+    "Lion": ({"optimizer": {"type": "Lion", "learningRate": 1e-3}}, (3,)),
+    "Adafactor": ({"optimizer": {"type": "Adafactor", "learningRate": 2e-3}}, (3,)),
+    "Adafactor relative": ({"optimizer": {"type": "Adafactor", "learningRate": 1, "relativeStep": True}}, (3,)),
+    "CAME": ({"optimizer": {"type": "CAME", "learningRate": 2e-3}}, (3,)),
+    "Prodigy": ({"optimizer": {"type": "Prodigy", "initialD": 1e-4, "safeguardWarmup": True}}, (1, 4)),
+    "DAdaptAdam": ({"optimizer": {"type": "DAdaptAdam", "initialD": 1e-4}}, (3,)),
+    "ScheduleFreeAdamW": (
+        {
+            "optimizer": {"type": "ScheduleFreeAdamW", "learningRate": 2e-3},
+            "schedule": {"type": "Constant", "warmupSteps": 2},
+        },
+        (3, 4),
+    ),
+    "accumulated": ({"gradientAccumulation": 3, "epochs": 4}, (1, 4, 7)),
+    "objective": (
+        {
+            "objective": {
+                "debiased": True,
+                "multiresNoise": {"iterations": 3},
+                "inputPerturbation": 0.1,
+                "loss": {"type": "Huber"},
+                "timesteps": {"minimum": 100, "maximum": 900},
+            }
+        },
+        (3,),
+    ),
+}
 
-@pytest.mark.parametrize(("optimizer", "stops"), [("AdamW", (1, 4, 7)), ("Adafactor", (3,))])
-def test_a_stopped_run_goes_on_bit_for_bit(make: Maker, tmp_path: Path, optimizer: str, stops: tuple[int, ...]) -> None:
-    chosen = {"optimizer": {"type": optimizer, "learningRate": 2e-3}}
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_stopped_run_goes_on_bit_for_bit(make: Maker, tmp_path: Path, name: str) -> None:
+    chosen, stops = RESUMED[name]
     straight = make(**chosen)
     begun, total = weights(straight), straight.course.total_steps
     assert total == 8
@@ -34,6 +70,117 @@ def test_a_stopped_run_goes_on_bit_for_bit(make: Maker, tmp_path: Path, optimize
             resumed.step()
         assert resumed.position == straight.position
         assert same(weights(resumed), weights(straight))
+
+
+@dataclass(frozen=True)
+class Regrouped(Course):
+    """A course whose steps show the same pictures, but in batches of another size."""
+
+    together: int = 1
+
+    def window(self, step: int) -> list[list[Item]]:
+        items = [item for batch in super().window(step) for item in batch]
+        return [items[start : start + self.together] for start in range(0, len(items), self.together)]
+
+
+def regrouped(session: Session, together: int) -> Session:
+    values = {field.name: getattr(session.course, field.name) for field in fields(Course)}
+    session.course = Regrouped(**values, together=together)
+    return session
+
+
+# At seed 3 the bucket's short batch comes first in each epoch, together with a full one.
+UNEQUAL: dict[str, Any] = {"batchSize": 3, "gradientAccumulation": 2, "buckets": {"enabled": False}, "seed": 3}
+
+
+@pytest.mark.parametrize(
+    ("training", "together", "shown"),
+    [
+        ({"buckets": {"enabled": False}, "gradientAccumulation": 3}, 6, [[2, 2, 2], [2]]),
+        ({"gradientAccumulation": 3}, 1, [[2, 2, 2], [2]]),
+        (UNEQUAL, 5, [[2, 3], [3]]),
+    ],
+    ids=["large batch", "across buckets", "short batch"],
+)
+def test_accumulated_batches_do_what_one_batch_of_all_their_pictures_does(
+    make: Maker, training: dict[str, Any], together: int, shown: list[list[int]]
+) -> None:
+    """An epoch's last window is short, and its step follows the mean over the pictures that it has."""
+    # A large epsilon: where gradients are next to nothing, Adam would blow rounding up to whole steps.
+    chosen = {"optimizer": {"type": "AdamW", "learningRate": 2e-3, "epsilon": 1e-3}, "epochs": 3, **training}
+    accumulated, reference = make(**chosen), regrouped(make(**chosen), together)
+    windows = [accumulated.course.window(step) for step in range(2)]
+    assert [[len(batch) for batch in window] for window in windows] == shown
+    assert accumulated.course.total_steps == 6
+    while accumulated.position.step < 6:
+        accumulated.step()
+        reference.step()
+    assert accumulated.position.losses == pytest.approx(reference.position.losses, rel=1e-5)
+    for name, weight in weights(reference).items():
+        torch.testing.assert_close(weights(accumulated)[name], weight, rtol=1e-4, atol=2e-6)
+
+
+def test_a_window_of_unequal_batches_weighs_every_picture_the_same(make: Maker) -> None:
+    session, losses = make(**UNEQUAL), regrouped(make(**UNEQUAL), 1)
+    assert [len(batch) for batch in session.course.window(0)] == [2, 3]
+    batches = losses.course.window(0)
+    each = [float(losses._loss(batch, 0, first=number).detach()) for number, batch in enumerate(batches)]
+    assert session.step().loss == pytest.approx(sum(each) / len(each), rel=1e-5)
+
+
+def test_a_gradient_is_cut_to_its_greatest_length_or_left_alone(make: Maker) -> None:
+    def moved(limit: float) -> float:
+        session = make(
+            maximumGradientNorm=limit,
+            schedule={"type": "Constant"},
+            optimizer={"type": "AdamW", "learningRate": 1, "epsilon": 1, "weightDecay": 0, "beta1": 0, "beta2": 0},
+        )
+        before = weights(session)
+        session.step()
+        return sum(float((it - before[name]).square().sum()) for name, it in weights(session).items()) ** 0.5
+
+    # With an epsilon of 1, Adam's first step is nearly the gradient itself.
+    free = moved(0)
+    assert free > 1e-4
+    assert moved(free / 10) == pytest.approx(free / 10, rel=0.05)
+    assert moved(free * 100) == free
+
+
+@pytest.mark.parametrize("kind", ["Prodigy", "DAdaptAdam"])
+def test_the_learnt_rate_is_what_is_reported(make: Maker, kind: str) -> None:
+    session = make(optimizer={"type": kind, "initialD": 1e-5}, schedule={"type": "Constant"}, epochs=4)
+    rates = [session.step().learning_rate for _ in range(6)]
+    assert rates[0] == 1e-5
+    assert rates[-1] > 2e-5
+    assert session.position.learning_rates == rates
+    assert session.optimizer.param_groups[0]["d"] >= rates[-1]
+
+
+def test_what_schedule_free_hands_over_does_not_change_the_run(make: Maker) -> None:
+    chosen = {
+        "optimizer": {"type": "ScheduleFreeAdamW", "learningRate": 2e-3},
+        "schedule": {"type": "Constant", "warmupRatio": 0.3},
+    }
+    straight, watched = make(**chosen), make(**chosen)
+    for _ in range(5):
+        straight.step()
+        watched.step()
+        with watched.evaluating():
+            shown = weights(watched)
+    assert not same(shown, weights(watched))
+    assert same(weights(straight), weights(watched))
+    assert straight.position == watched.position
+
+
+def test_a_step_draws_the_same_noise_however_it_is_cut(make: Maker) -> None:
+    session = make(objective={"noiseOffset": 0.1})
+    (batch,) = session.course.window(0)
+    whole = objectives.joined(
+        [session._noised(item, 0, number) for number, item in enumerate(batch)], torch.device("cpu")
+    )
+    assert torch.equal(session._noised(batch[1], 0, 1).latents_BCHW, whole.latents_BCHW[1:])
+    assert not torch.equal(session._noised(batch[1], 0, 0).noise_BCHW, whole.noise_BCHW[1:])
+    assert not torch.equal(session._noised(batch[1], 1, 1).noise_BCHW, whole.noise_BCHW[1:])
 
 
 def test_a_state_holds_plain_tensors_and_json(make: Maker, tmp_path: Path) -> None:
@@ -140,7 +287,7 @@ def test_a_vae_that_gives_nan_is_named_with_the_picture(make: Maker, tmp_path: P
 
 def test_latents_are_drawn_anew_each_time(make: Maker) -> None:
     session = make()
-    batch = session.course.batch(0)
+    batch = session.course.window(0)[0]
     one, two = (session.latents.draw(batch, torch.Generator().manual_seed(seed)) for seed in (1, 2))
     assert one.shape[0] == len(batch)
     assert not torch.equal(one, two)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,8 +19,15 @@ from darkroom_trainer.dataset import Picture
 from darkroom_trainer.errors import RunError, StopRequested
 from darkroom_trainer.families.sd15 import SCHEDULER
 from darkroom_trainer.latents import to_pixels
+from darkroom_trainer.lora_format import BaseModelFile
+from darkroom_trainer.publishing import Publisher
+from darkroom_trainer.reporting import Reporter
+from darkroom_trainer.results import Results
 from darkroom_trainer.sampling import encode_texts
+from darkroom_trainer.services import Services
 from darkroom_trainer.session import Session
+from darkroom_trainer.stopping import StopSignal
+from darkroom_trainer.store import Store
 from darkroom_trainer.validating import Look, batches_of_looks, fixed_noise, validation_loss
 from tests.unit.trainer.sessions import Maker, same, weights
 
@@ -28,6 +38,12 @@ def measure(session: Session) -> float:
     return validation_loss(session, before_batch=lambda _number, _total: None)
 
 
+def learn(session: Session) -> None:
+    """Move the weights; a warm-up begins at rate 0, so one step would not."""
+    session.step()
+    session.step()
+
+
 def item(content: int, *, name: str = "x.png", bucket: tuple[int, int] = (64, 64)) -> Item:
     picture = Picture(Path(name), name, "1_x", bucket, "a", 1, f"{content:064x}")
     return Item(picture, Placement(bucket, bucket))
@@ -35,7 +51,7 @@ def item(content: int, *, name: str = "x.png", bucket: tuple[int, int] = (64, 64
 
 def test_the_noise_of_a_look_is_fixed_by_seed_content_and_draw() -> None:
     def noise(look: Look, seed: int = 1) -> tuple[torch.Tensor, int]:
-        return fixed_noise(look, (4, 8, 8), seed=seed, draws=4, timesteps=1000)
+        return fixed_noise(look, (4, 8, 8), seed=seed, draws=4, timesteps=range(1000))
 
     before = noise(Look(item(1), 0))
     torch.manual_seed(99)
@@ -47,11 +63,21 @@ def test_the_noise_of_a_look_is_fixed_by_seed_content_and_draw() -> None:
         assert not torch.equal(other[0], before[0])
 
 
-@given(st.integers(1, 100), st.integers(0, 2**32 - 1))
-def test_each_draw_has_a_share_of_the_schedule_to_itself(draws: int, seed: int) -> None:
+@given(st.integers(1, 100), st.integers(0, 2**32 - 1), st.integers(0, 900))
+def test_each_draw_has_a_share_of_the_trained_timesteps_to_itself(draws: int, seed: int, first: int) -> None:
+    trained = range(first, 1000)
     for draw in range(draws):
-        _, timestep = fixed_noise(Look(item(1), draw), (1, 1, 1), seed=seed, draws=draws, timesteps=1000)
-        assert 1000 * draw // draws <= timestep < 1000 * (draw + 1) // draws
+        _, timestep = fixed_noise(Look(item(1), draw), (1, 1, 1), seed=seed, draws=draws, timesteps=trained)
+        share = trained[len(trained) * draw // draws : len(trained) * (draw + 1) // draws]
+        assert timestep in share
+
+
+@given(st.integers(1, 100), st.integers(0, 999), st.integers(1, 100))
+def test_fewer_timesteps_than_draws_are_all_looked_at_and_no_others(draws: int, first: int, number: int) -> None:
+    trained = range(first, min(first + number, first + draws, 1000))
+    looks = (Look(item(1), draw) for draw in range(draws))
+    found = {fixed_noise(look, (1, 1, 1), seed=1, draws=draws, timesteps=trained)[1] for look in looks}
+    assert found == set(trained)
 
 
 def test_batches_are_of_one_bucket_and_hold_every_look_once() -> None:
@@ -66,7 +92,9 @@ def test_batches_are_of_one_bucket_and_hold_every_look_once() -> None:
 
 
 @torch.no_grad()
-def by_the_formula(session: Session) -> float:
+def by_the_formula(
+    session: Session, *, count: Callable[[torch.Tensor], torch.Tensor] = torch.square, timesteps: range = range(1000)
+) -> float:
     """Look at one picture after the other, noised by diffusers, weighed by min-SNR as it was published."""
     scheduler = DDPMScheduler(**{name: SCHEDULER[name] for name in ("beta_start", "beta_end", "beta_schedule")})
     losses = []
@@ -74,27 +102,100 @@ def by_the_formula(session: Session) -> float:
         clean = session.latents.means([held]) * session.model.vae.config.scaling_factor
         condition = encode_texts(session.model, [held.picture.caption])
         for draw in range(3):
-            noise, timestep = fixed_noise(Look(held, draw), clean.shape[1:], seed=42, draws=3, timesteps=1000)
+            noise, timestep = fixed_noise(Look(held, draw), clean.shape[1:], seed=42, draws=3, timesteps=timesteps)
             at = torch.tensor([timestep])
             noised = scheduler.add_noise(clean, noise.unsqueeze(0), at)
             predicted = session.model.unet(noised, at, encoder_hidden_states=condition, return_dict=False)[0]
             alpha = scheduler.alphas_cumprod[timestep]
             ratio = float(alpha / (1 - alpha))
-            losses.append(min(ratio, 5) / ratio * float((predicted - noise).square().mean()))
+            losses.append(min(ratio, 5) / ratio * float(count(predicted - noise).mean()))
     return sum(losses) / len(losses)
 
 
 def test_it_is_the_runs_objective_over_the_held_out_pictures(make: Maker) -> None:
     session = make(validation=HELD_OUT)
     assert len(session.course.validation) == 2
-    session.step()
+    learn(session)
     assert measure(session) == pytest.approx(by_the_formula(session), rel=1e-5)
+
+
+def test_it_heeds_the_objectives_loss_and_timesteps(make: Maker) -> None:
+    def huber(errors: torch.Tensor) -> torch.Tensor:
+        return 2 * 0.3 * ((errors.square() + 0.3**2).sqrt() - 0.3)
+
+    asked = {
+        "minSnrGamma": 5,
+        "loss": {"type": "Huber", "delta": 0.3, "schedule": "Constant"},
+        "timesteps": {"minimum": 400, "maximum": 600},
+    }
+    session = make(validation=HELD_OUT, objective=asked)
+    learn(session)
+    found = measure(session)
+    assert found == pytest.approx(by_the_formula(session, count=huber, timesteps=range(400, 600)), rel=1e-5)
+    others = by_the_formula(session, timesteps=range(400, 600)), by_the_formula(session, count=huber)
+    assert all(abs(other / found - 1) > 1e-3 for other in others)
+
+
+@pytest.mark.parametrize("option", [{"noiseOffset": 0.5}, {"multiresNoise": {}}, {"inputPerturbation": 0.5}])
+def test_what_is_added_to_the_noise_in_training_stays_out(make: Maker, option: dict[str, Any]) -> None:
+    plain = measure(make(validation=HELD_OUT, objective={}))
+    assert measure(make(validation=HELD_OUT, objective=option)) == plain
+
+
+class Nowhere:
+    """A publisher that keeps nothing."""
+
+    def publish(self, *_: object, **__: object) -> None: ...
+
+    def publish_final(self, *_: object) -> None: ...
+
+    def flush(self) -> None: ...
+
+
+def close_epoch(session: Session, epoch: int, work: Path, *, stop: StopSignal) -> None:
+    """End an epoch as a run does."""
+    store, publisher = cast("Store", None), cast("Publisher", Nowhere())
+    base = Future[BaseModelFile]()
+    base.set_result(BaseModelFile("m.safetensors", "0" * 64, "0" * 8))
+    services = Services(store, publisher, Reporter("run", "pod"), stop, work)
+    results = Results("anna", session, services, base)
+    results.close_epoch(epoch)
+    results.flush()
+
+
+def test_schedule_free_is_judged_by_the_averaged_weights_and_trains_on_where_it_was(
+    make: Maker, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {
+        "optimizer": {"type": "ScheduleFreeAdamW", "learningRate": 2e-2},
+        "schedule": {"type": "Constant"},
+    }
+    judged, straight = make(validation=HELD_OUT, **settings), make(validation=HELD_OUT, **settings)
+    while judged.epoch_to_close != 1:
+        judged.position.closed_epoch = 0
+        judged.step()
+        straight.step()
+    with straight.evaluating():
+        averaged = measure(straight)
+    assert abs(measure(straight) / averaged - 1) > 1e-4
+
+    stopping = StopSignal()
+    stopping.request()
+    with pytest.raises(StopRequested):
+        close_epoch(judged, 1, tmp_path / "stopped", stop=stopping)
+    assert same(weights(judged), weights(straight))
+    close_epoch(judged, 1, tmp_path / "closed", stop=StopSignal())
+    assert judged.position.validations == {1: averaged}
+    assert same(weights(judged), weights(straight))
+    judged.step()
+    straight.step()
+    assert same(weights(judged), weights(straight))
 
 
 def test_two_validations_of_the_same_weights_are_equal_to_the_bit(make: Maker) -> None:
     session = make(validation=HELD_OUT)
     first = measure(session)
-    session.step()
+    learn(session)
     moved = measure(session)
     assert moved != first
     assert measure(session) == moved
@@ -135,7 +236,8 @@ def test_a_validation_leaves_no_trace_in_the_training(make: Maker, checkpointing
 def test_held_out_pictures_may_be_looked_at_and_are_not_learned(make: Maker) -> None:
     session = make(validation=HELD_OUT)
     held = {it.picture.sha256 for it in session.course.validation}
-    trained = {it.picture.sha256 for step in range(session.course.total_steps) for it in session.course.batch(step)}
+    windows = [session.course.window(step) for step in range(session.course.total_steps)]
+    trained = {it.picture.sha256 for window in windows for batch in window for it in batch}
     assert len(held) == 2
     assert len(trained) == 2
     assert not held & trained

@@ -1,0 +1,38 @@
+"""No member of a union of the spec is without its implementation."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+
+from darkroom_api.networks import Network
+from darkroom_api.objectives import Loss
+from darkroom_api.optimizers import Optimizer
+from darkroom_api.schedules import Schedule
+from darkroom_trainer.adapters import inject
+from darkroom_trainer.lora_format import LOSS_NAMES
+from darkroom_trainer.objectives import count_errors
+from darkroom_trainer.optimizers import build_optimizer
+from darkroom_trainer.schedules import schedule_factor
+
+
+def members(union: Any) -> set[type]:
+    """Return the classes of a union, annotated or not, of one member or many."""
+    if isinstance(union, type):
+        return {union}
+    inner = get_args(union)[0]
+    return {inner} if isinstance(inner, type) else set(get_args(inner))
+
+
+@pytest.mark.parametrize(
+    ("union", "registry"),
+    [(Optimizer, build_optimizer), (Schedule, schedule_factor), (Network, inject), (Loss, count_errors)],
+    ids=["optimizer", "schedule", "network", "loss"],
+)
+def test_every_member_of_a_union_is_implemented(union: Any, registry: Any) -> None:
+    assert set(registry.registry) - {object} == members(union)
+
+
+def test_every_loss_has_a_name_in_a_files_metadata() -> None:
+    assert {kind.__name__ for kind in members(Loss)} == set(LOSS_NAMES)
