@@ -76,7 +76,8 @@ def best_epoch(losses: dict[int, float]) -> int:
 
 def shown_epochs(epochs: int, count: int) -> list[int]:
     """Return at most `count` epochs, spread evenly, the last one among them."""
-    return sorted({max(1, round(epochs * (index + 1) / count)) for index in range(max(count, 1))})
+    count = max(count, 1)
+    return sorted({max(1, round(epochs * (index + 1) / count)) for index in range(count)})
 
 
 def train_subject(name: str, model: Path, *, epochs: int, directory: Path) -> Trained:

@@ -135,7 +135,13 @@ def train_unet(
 ) -> Denoiser:
     """Train to the end and return the averaged model; resumes from `state_path`."""
     run, model = _start_run(options)
-    run_to_end(run, state_path, lambda step: _loss(model, pool, options, step=step), save_every=options.save_every)
+    run_to_end(
+        run,
+        state_path,
+        lambda step: _loss(model, pool, options, step=step),
+        save_every=options.save_every,
+        after_step=after_step,
+    )
     return model
 
 
