@@ -64,7 +64,7 @@ def outcomes(lab: Lab) -> Iterator[dict[str, Future[Outcome]]]:
     def run(name: str) -> Outcome:
         with PodWatch(lab.kubectl, f"darkroom.dev/name={name}") as watch:
             DISTURBANCES[name](lab.kubectl, name)
-            return wait_for_phase(lab.kubectl, name, "Succeeded", timeout=300), watch
+            return wait_for_phase(lab.kubectl, name, "Succeeded", timeout=480), watch
 
     with ThreadPoolExecutor() as threads:
         yield {name: threads.submit(run, name) for name in DISTURBANCES}

@@ -296,5 +296,5 @@ from darkroom_api.optimizers import AdamW8bit
 from darkroom_trainer.optimizers import Group, build_optimizer
 print(type(build_optimizer(AdamW8bit(), [Group([torch.nn.Parameter(torch.zeros(2))], 1e-4)])).__module__)
 """
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=300, capture_output=True)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=540, capture_output=True)
     assert done.stdout.decode().startswith("bitsandbytes.")
