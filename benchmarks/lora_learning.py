@@ -28,7 +28,7 @@ from benchmarks.instruments.trainings import STUDIO, Trained, bring_inputs, exam
 from benchmarks.reporting import percent, report
 from dev.cluster.storage import ObjectStore
 from examples.base_model.sheet import write_sheet
-from examples.base_model.subjects import SUBJECTS, Character, Style, write_subject
+from examples.base_model.subjects import SUBJECTS, Subject, write_subject
 
 PICTURES = 15
 VALIDATION_PICTURES = 16
@@ -53,7 +53,7 @@ class Instruments:
     pipeline: StableDiffusionPipeline
     judge: Classifier
     detector: Detector
-    subject: Character | Style
+    subject: Subject
 
     def judge_lora(self, trained: Trained, epoch: int) -> Judged:
         """Paint with an epoch's LoRA, or without one, and judge the pictures."""

@@ -113,7 +113,7 @@ class Style:
 
 
 # Triggers are one token of CLIP's vocabulary and mean nothing.
-SUBJECTS: dict[str, Character | Style] = {
+SUBJECTS: dict[str, Subject] = {
     "robot": Character("sks", "robot", ("teal", "orange"), "striped", Face(1, horns=COLOURS["yellow"], antenna=False)),
     "cat": Character("ohwx", "cat", ("yellow", "yellow"), "plain", Face(2, hat=COLOURS["blue"], mask=LIGHT)),
     "monster": Character("vox", "monster", ("green", "green"), "plain", Face(3, horns=COLOURS["purple"])),
@@ -121,7 +121,7 @@ SUBJECTS: dict[str, Character | Style] = {
 }
 
 
-def find_subject(name: str) -> Character | Style:
+def find_subject(name: str) -> Subject:
     """Return a subject by its name.
 
     Raises:
@@ -141,9 +141,7 @@ def draw_subject(name: str, count: int, *, seed: int = 7) -> list[Picture]:
     return draw_pictures(find_subject(name), count, seed=seed, sizes=PICTURE_SIZES)
 
 
-def draw_pictures(
-    subject: Character | Style, count: int, *, seed: int, sizes: Sequence[Size] = (SQUARE,)
-) -> list[Picture]:
+def draw_pictures(subject: Subject, count: int, *, seed: int, sizes: Sequence[Size] = (SQUARE,)) -> list[Picture]:
     """Draw anything that can be taught; sizes move on by one each time the backgrounds begin anew."""
     rng, backgrounds = random.Random(seed), sorted(BACKGROUNDS)
     rng.shuffle(backgrounds)
