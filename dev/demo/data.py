@@ -72,7 +72,9 @@ def bring(site: Site, console: Console) -> Site:
 def upload_base_model(wanted: S3Location, store: Store) -> S3Location:
     """Upload the small base model unless the store has just this file, and return where it lies."""
     if not BASE_MODEL.exists():
-        raise ClusterError(f"{BASE_MODEL.relative_to(REPOSITORY)} is missing; make it: make base-model (about 75 min of one core)")
+        raise ClusterError(
+            f"{BASE_MODEL.relative_to(REPOSITORY)} is missing; make it: make base-model (about 75 min of one core)"
+        )
     data = BASE_MODEL.read_bytes()
     with stage(f"have the base model ({len(data) / 1e6:.0f} MB) in the store"):
         target = first_usable(
