@@ -10,6 +10,7 @@ from darkroom_api.base import Model
 
 _ONE_WEIGHT = "give either minSnrGamma or debiased, not both: each weighs timesteps by their signal-to-noise ratio"
 _ONE_COLOUR = "give either noiseOffset or multiresNoise, not both: each adds noise of low frequency"
+_NOISE_ALONE = "predictionType must be VPrediction for zeroTerminalSnr: pure noise says nothing of the picture"
 _SOME_TIMESTEP = "timesteps.minimum must be less than timesteps.maximum"
 
 
@@ -69,6 +70,11 @@ class Objective(Model):
     model_config = ConfigDict(
         json_schema_extra={
             "x-kubernetes-validations": [
+                {
+                    "rule": "!has(self.zeroTerminalSnr) || !self.zeroTerminalSnr || !has(self.predictionType) || "
+                    "self.predictionType != 'Epsilon'",
+                    "message": _NOISE_ALONE,
+                },
                 {"rule": "!has(self.minSnrGamma) || !has(self.debiased) || !self.debiased", "message": _ONE_WEIGHT},
                 {
                     "rule": "!has(self.noiseOffset) || self.noiseOffset == 0.0 || !has(self.multiresNoise)",
@@ -81,6 +87,16 @@ class Objective(Model):
                 },
             ]
         }
+    )
+    prediction_type: Literal["Epsilon", "VPrediction"] | None = Field(
+        default=None,
+        description="What the model predicts: the noise, or v (Salimans and Ho 2022, arXiv 2202.00512), as the "
+        "768-pixel models of SD 2.x do. Default: v if the file is marked so (SDXL's v_pred), else the noise.",
+    )
+    zero_terminal_snr: bool | None = Field(
+        default=None,
+        description="Ends the noise schedule in pure noise (Lin et al. 2023, arXiv 2305.08891); for models that "
+        "predict v. Default: true if the file is marked so (SDXL's ztsnr), else false.",
     )
     min_snr_gamma: float | None = Field(
         default=None,
@@ -114,6 +130,8 @@ class Objective(Model):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
+        if self.zero_terminal_snr and self.prediction_type == "Epsilon":
+            raise ValueError(_NOISE_ALONE)
         if self.min_snr_gamma is not None and self.debiased:
             raise ValueError(_ONE_WEIGHT)
         if self.noise_offset and self.multires_noise is not None:

@@ -12,6 +12,7 @@ from darkroom_api.objectives import Objective
 from darkroom_api.optimizers import AdamW, Optimizer
 from darkroom_api.schedules import Constant, Schedule
 from darkroom_api.storage import DNS_NAME, S3Uri, Storage
+from darkroom_api.text_encoding import TextEncoding
 from darkroom_api.validation import Validation
 
 Prompt = Annotated[str, Field(max_length=2000)]
@@ -21,11 +22,16 @@ _FREE_OF_SCHEDULES = "schedule must be Constant, with or without warm-up, for op
 
 
 class BaseModelSource(Model):
-    """The single-file checkpoint that training starts from."""
+    """The model that training starts from: Stable Diffusion 1.5, 2.x or XL."""
 
-    uri: S3Uri = Field(description="Address of the file (.safetensors), s3://BUCKET/KEY.")
-    family: Literal["SD15"] = Field(
-        default="SD15", description="Architecture. A file of another family is refused before anything is trained."
+    uri: S3Uri = Field(
+        description="Address of the file (.safetensors or .ckpt), s3://BUCKET/KEY, or "
+        "of a folder in diffusers' layout, ending in /."
+    )
+    family: Literal["SD15", "SD2", "SDXL"] | None = Field(
+        default=None,
+        description="Architecture. A file of another family is refused before anything is trained. Default: as its "
+        "tensors tell.",
     )
     sha256: str | None = Field(
         default=None,
@@ -137,6 +143,7 @@ class Training(Model):
     schedule: Schedule = Field(default_factory=Constant, description="How the learning rate moves.")
     objective: Objective = Field(default_factory=Objective, description="What the loss weighs.")
     captions: Captions = Field(default_factory=Captions, description="Caption shuffling and dropout.")
+    text_encoding: TextEncoding = Field(default_factory=TextEncoding, description="How captions and prompts are read.")
     precision: Literal["FP32", "BF16", "FP16"] = Field(
         default="FP32", description="Arithmetic of the frozen base model; the trained weights are always FP32."
     )

@@ -22,10 +22,9 @@ from darkroom_api.lora_training import LoraTrainingSpec
 from darkroom_api.plan import RunPlan
 from darkroom_trainer.batches import arrange
 from darkroom_trainer.dataset import scan
-from darkroom_trainer.families import sd15
+from darkroom_trainer.families.loading import load_path
 from darkroom_trainer.hardware import open_accelerator
 from darkroom_trainer.latents import LatentCache
-from darkroom_trainer.safetensors_file import read_header
 from darkroom_trainer.session import open_session
 from dev.cluster.storage import ObjectStore
 from dev.demo.data import client
@@ -72,7 +71,7 @@ def seconds_per_step(model: Path, *, steps: int = 20, warm_up: int = 5) -> float
     with tempfile.TemporaryDirectory() as folder:
         write_subject("robot", Path(folder) / "pictures")
         course = arrange(scan(Path(folder) / "pictures"), spec.training)
-        loaded = sd15.load(model, read_header(model), dtype=torch.float32, device=torch.device("cpu"))
+        loaded = load_path(model, dtype=torch.float32, device=torch.device("cpu"))
         latents = LatentCache(Path(folder) / "latents")
         latents.fill(course.items, loaded.vae, on_item=lambda _: None)
         accelerator = open_accelerator(spec.training.precision, gpus=0)

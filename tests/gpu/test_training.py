@@ -17,13 +17,12 @@ from darkroom_trainer import sampling
 from darkroom_trainer.batches import arrange
 from darkroom_trainer.dataset import scan
 from darkroom_trainer.errors import RunError
-from darkroom_trainer.families import sd15
+from darkroom_trainer.families.loading import load_path
 from darkroom_trainer.hardware import BASE_DTYPES, memory_limit, open_accelerator
 from darkroom_trainer.latents import LatentCache
-from darkroom_trainer.safetensors_file import read_header
 from darkroom_trainer.session import Session, open_session
+from tests.builders.models import write_tiny_sd15
 from tests.builders.pictures import write_pictures
-from tests.builders.sd15 import write_tiny_sd15
 
 pytestmark = [
     pytest.mark.gpu,
@@ -58,7 +57,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
         )
         accelerator = open_accelerator(spec.training.precision, gpus=1)
         dtype = BASE_DTYPES[spec.training.precision]
-        model = sd15.load(base, read_header(base), dtype=dtype, device=accelerator.device)
+        model = load_path(base, dtype=dtype, device=accelerator.device)
         course, latents = arrange(pictures, spec.training), LatentCache(tmp_path / "latents")
         latents.fill(course.items, model.vae, on_item=lambda _: None)
         return open_session(spec, course, model, latents=latents, accelerator=accelerator, inputs="same")
@@ -68,7 +67,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
 
 
 def weights(session: Session) -> list[torch.Tensor]:
-    return [it.detach().cpu().clone() for it in session.adapter.named_parameters().values()]
+    return [it.detach().cpu().clone() for it in session.trainee.named_parameters().values()]
 
 
 @pytest.mark.parametrize("precision", ["FP32", "BF16", "FP16"])
@@ -105,9 +104,7 @@ def test_a_picture_is_nearly_that_of_the_cpu(make: Make, tmp_path: Path) -> None
     picture = sampling.Picture("sks robot", "", seed=1, width=64, height=64, steps=3, guidance_scale=5)
     on_gpu = sampling.paint(make().model, picture)
     base = tmp_path / "base.safetensors"
-    on_cpu = sampling.paint(
-        sd15.load(base, read_header(base), dtype=torch.float32, device=torch.device("cpu")), picture
-    )
+    on_cpu = sampling.paint(load_path(base, dtype=torch.float32, device=torch.device("cpu")), picture)
     difference = np.abs(np.asarray(on_gpu, dtype=int) - np.asarray(on_cpu, dtype=int))
     assert difference.max() <= 2
 

@@ -10,17 +10,20 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import singledispatch
+from pathlib import Path
 from typing import Final
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 
 from darkroom_api.networks import LoRA
-from darkroom_trainer.families.sd15 import StableDiffusion
+from darkroom_trainer.families.model import UNET_PART, StableDiffusion
+from darkroom_trainer.lora_format import alpha_tensor, encode_lora
+from darkroom_trainer.lora_names import layer_names
+from darkroom_trainer.number_formats import copied
 from darkroom_trainer.randomness import noise_source
+from darkroom_trainer.trainees import Write
 
-UNET: Final = "unet"
-TEXT_ENCODER: Final = "text_encoder"
 _TEXT_ENCODER_LAYERS: Final = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 _NAME: Final = "default"  # peft's own name for a single adapter
 
@@ -30,9 +33,11 @@ class LowRankPair:
     """The two factors at one layer; their product, times alpha / rank, is added to the layer's weight."""
 
     part: str
-    """`UNET` or `TEXT_ENCODER`."""
+    """As in `StableDiffusion.parts`."""
     module: str
     """The layer's path in its part."""
+    name: str
+    """The layer's name in kohya's files."""
     down: torch.nn.Parameter
     up: torch.nn.Parameter
 
@@ -40,6 +45,11 @@ class LowRankPair:
         """Yield both factors under names that are unique in the adapter."""
         yield f"{self.part}.{self.module}.down", self.down
         yield f"{self.part}.{self.module}.up", self.up
+
+    def in_file(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Yield both factors under their names in kohya's files."""
+        yield f"{self.name}.lora_down.weight", self.down
+        yield f"{self.name}.lora_up.weight", self.up
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,28 @@ class Adapter:
     def named_parameters(self, part: str | None = None) -> dict[str, torch.nn.Parameter]:
         """Return the trained weights, of one part or of all, always in the same order."""
         return {name: it for pair in self.pairs if part in (None, pair.part) for name, it in pair.named()}
+
+    def file_tensors(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """Return the tensors of a file, copied: down, up and alpha of every layer.
+
+        Raises:
+            RunError: A weight is too large for this number format.
+        """
+        alphas = {f"{pair.name}.alpha": alpha_tensor(self.alpha, dtype) for pair in self.pairs}
+        return copied({name: it for pair in self.pairs for name, it in pair.in_file()}, dtype) | alphas
+
+    def draft(self, dtype: torch.dtype) -> Write:
+        """Copy the weights to host memory and return what writes the copy to a file.
+
+        Raises:
+            RunError: A weight is too large for this number format.
+        """
+        tensors = self.file_tensors(dtype)
+
+        def write(path: Path, metadata: Mapping[str, str]) -> None:
+            path.write_bytes(encode_lora(tensors, metadata))
+
+        return write
 
     @contextlib.contextmanager
     def rounded(self, dtype: torch.dtype) -> Iterator[None]:
@@ -76,9 +108,8 @@ def inject(network: object, model: StableDiffusion, *, seed: int, train_text_enc
 @inject.register
 def _(network: LoRA, model: StableDiffusion, *, seed: int, train_text_encoder: bool) -> Adapter:
     config = {"r": network.rank, "lora_alpha": network.alpha, "init_lora_weights": False}
-    pairs = _inject_part(UNET, model.unet, unet_layers(model.unet), config)
-    if train_text_encoder:
-        pairs += _inject_part(TEXT_ENCODER, model.text_encoder, text_encoder_layers(model.text_encoder), config)
+    parts = model.parts if train_text_encoder else {UNET_PART: model.unet}
+    pairs = [pair for part in parts for pair in _inject_part(model, part, config)]
     for pair in pairs:
         _initialise(pair, noise_source(seed, "adapter", pair.part, pair.module))
     return Adapter(network.rank, network.alpha, tuple(pairs))
@@ -101,14 +132,14 @@ def _is_pointwise(module: torch.nn.Module) -> bool:
     return isinstance(module, torch.nn.Linear) or (isinstance(module, torch.nn.Conv2d) and module.kernel_size == (1, 1))
 
 
-def _inject_part(
-    part: str, model: torch.nn.Module, layers: list[str], config: Mapping[str, object]
-) -> list[LowRankPair]:
-    inject_adapter_in_model(LoraConfig(target_modules=layers, **config), model, adapter_name=_NAME)
-    modules = dict(model.named_modules())
+def _inject_part(model: StableDiffusion, part: str, config: Mapping[str, object]) -> list[LowRankPair]:
+    module = model.parts[part]
+    layers = unet_layers(module) if part == UNET_PART else text_encoder_layers(module)
+    inject_adapter_in_model(LoraConfig(target_modules=layers, **config), module, adapter_name=_NAME)
+    modules, names = dict(module.named_modules()), layer_names(model, part, layers)
     return [
-        LowRankPair(part, layer, modules[layer].lora_A[_NAME].weight, modules[layer].lora_B[_NAME].weight)
-        for layer in layers
+        LowRankPair(part, it, names[it], modules[it].lora_A[_NAME].weight, modules[it].lora_B[_NAME].weight)
+        for it in layers
     ]
 
 

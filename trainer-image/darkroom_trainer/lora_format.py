@@ -1,96 +1,17 @@
-"""A LoRA as kohya's sd-scripts writes it: the file that A1111, Forge, ComfyUI, kohya and diffusers all load.
+"""A LoRA's file in kohya's format: what A1111, Forge, ComfyUI, kohya and diffusers all load.
 
-Names and metadata are kohya's to the letter (`lora_te_text_model_…` too, although transformers dropped ``text_model``;
-diffusers would not mind, the others would silently drop the text encoder). No time and no host name goes into a file:
-an epoch that is trained again after a stop must give the same bytes.
+Neighbours: `lora_names` knows the layers' names, `metadata` what a file says of itself. No time and no host name goes
+into a file: an epoch that is trained again after a stop must give the same bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
+from collections.abc import Mapping
 
 import torch
 
-from darkroom_api.failures import FailureReason
-from darkroom_api.lora_training import LoraTrainingSpec
-from darkroom_api.objectives import L2, Objective
-from darkroom_api.optimizers import Optimizer
-from darkroom_api.schedules import Schedule
-from darkroom_trainer.adapters import UNET, Adapter, LowRankPair
-from darkroom_trainer.batches import Course
-from darkroom_trainer.captions import split_tags
-from darkroom_trainer.errors import RunError
-from darkroom_trainer.optimizers import text_encoder_learning_rate
 from darkroom_trainer.safetensors_file import encode
-from darkroom_trainer.schedules import warmup_steps
-
-DTYPES: Final = {"FP32": torch.float32, "FP16": torch.float16, "BF16": torch.bfloat16}
-LOSS_NAMES: Final = {"L2": "l2", "SmoothL1": "smooth_l1", "Huber": "huber"}
-_PREFIXES: Final = {True: "lora_unet_", False: "lora_te_"}
-
-
-@dataclass(frozen=True)
-class BaseModelFile:
-    """What a LoRA's metadata says about the file it was trained on."""
-
-    name: str
-    sha256: str
-    legacy_hash: str
-    """A1111's first hash: of 64 KiB at 1 MiB, eight digits."""
-
-
-def hash_base_model(path: Path, sha256: str | None = None) -> BaseModelFile:
-    """Describe the base model's file; its SHA-256 is only computed if nobody knows it yet."""
-    with path.open("rb") as file:
-        if sha256 is None:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        file.seek(0x100000)
-        legacy = hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
-    return BaseModelFile(path.name, sha256, legacy)
-
-
-def kohya_name(pair: LowRankPair) -> str:
-    """Return a layer's name in kohya's files."""
-    is_unet = pair.part == UNET
-    module = pair.module if is_unet else f"text_model.{pair.module.removeprefix('text_model.')}"
-    return _PREFIXES[is_unet] + module.replace(".", "_")
-
-
-def kohya_tensors(adapter: Adapter, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Return the file's tensors, copied: down, up and alpha of every layer.
-
-    Raises:
-        RunError: A weight is too large for this number format.
-    """
-    alpha = torch.tensor(adapter.alpha)
-    if alpha.to(dtype) == alpha:  # else fp32: a rounded alpha would scale the whole LoRA
-        alpha = alpha.to(dtype)
-    tensors: dict[str, torch.Tensor] = {}
-    for pair in adapter.pairs:
-        name = kohya_name(pair)
-        tensors[f"{name}.lora_down.weight"] = pair.down.detach().to("cpu", dtype, copy=True).contiguous()
-        tensors[f"{name}.lora_up.weight"] = pair.up.detach().to("cpu", dtype, copy=True).contiguous()
-        tensors[f"{name}.alpha"] = alpha.clone()
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise RunError(
-                FailureReason.LOSS_NOT_FINITE,
-                f"spec.checkpoints.precision: {name} holds numbers that are not finite in {_format_name(dtype)}",
-                advice="Apply the training under a new name with checkpoints.precision FP32 or BF16, which hold larger "
-                "numbers, or with a lower learning rate.",
-            )
-    return tensors
-
-
-def _format_name(dtype: torch.dtype) -> str:
-    return next(name for name, it in DTYPES.items() if it == dtype)
 
 
 def encode_lora(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -104,134 +25,10 @@ def encode_lora(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
     return encode(tensors, {**metadata, **hashes})
 
 
-def metadata(spec: LoraTrainingSpec, course: Course, base: BaseModelFile, *, name: str, epoch: int) -> dict[str, str]:
-    """Return what a file says about its making.
+def alpha_tensor(alpha: float, dtype: torch.dtype) -> torch.Tensor:
+    """Return alpha as files keep it: in their number format where that holds it exactly, else in fp32.
 
-    Args:
-        spec: The training's spec.
-        course: What the dataset turned out to mean.
-        base: The base model's file.
-        name: The LoRA file's own stem. A1111 takes it for an alias, so two epochs must not share it.
-        epoch: Epochs completed.
+    A rounded alpha would scale the whole LoRA.
     """
-    values = {
-        **_network(spec),
-        **_run(spec, course, epoch=epoch),
-        **_dataset(spec, course),
-        "ss_output_name": name,
-        "ss_sd_model_name": base.name,
-        "ss_sd_model_hash": base.legacy_hash,
-        "ss_new_sd_model_hash": base.sha256,
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": "stable-diffusion-v1/lora",
-        "modelspec.implementation": "diffusers",
-        "modelspec.title": name,
-        "modelspec.resolution": f"{spec.training.resolution}x{spec.training.resolution}",
-        "modelspec.prediction_type": "epsilon",
-    }
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
-
-
-def _network(spec: LoraTrainingSpec) -> dict[str, object]:
-    return {
-        "ss_v2": "False",
-        "ss_base_model_version": "sd_v1",
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": spec.network.rank,
-        "ss_network_alpha": spec.network.alpha,
-        "ss_network_args": "{}",
-    }
-
-
-def _run(spec: LoraTrainingSpec, course: Course, *, epoch: int) -> dict[str, object]:
-    training, optimizer = spec.training, spec.training.optimizer
-    return {
-        "ss_epoch": epoch,
-        "ss_num_epochs": training.epochs,
-        "ss_steps": epoch * course.steps_per_epoch,
-        "ss_max_train_steps": course.total_steps,
-        "ss_num_batches_per_epoch": course.batches_per_epoch,
-        "ss_gradient_accumulation_steps": training.gradient_accumulation,
-        "ss_learning_rate": optimizer.learning_rate,
-        "ss_unet_lr": optimizer.learning_rate,
-        "ss_text_encoder_lr": text_encoder_learning_rate(optimizer),
-        "ss_optimizer": _optimizer(optimizer),
-        "ss_lr_scheduler": _scheduler(training.schedule),
-        "ss_lr_warmup_steps": warmup_steps(training.schedule, course.total_steps),
-        "ss_max_grad_norm": training.maximum_gradient_norm,
-        "ss_gradient_checkpointing": str(training.gradient_checkpointing),
-        "ss_mixed_precision": {"FP32": "no"}.get(training.precision, training.precision.lower()),
-        "ss_seed": training.seed,
-        "ss_clip_skip": "None",
-        **_objective(training.objective),
-    }
-
-
-def _optimizer(optimizer: Optimizer) -> str:
-    """Return class and arguments as kohya puts them, without the learning rates, which have keys of their own."""
-    rates = {"type", "learning_rate", "text_encoder_learning_rate"}
-    arguments = optimizer.model_dump(exclude=rates, exclude_none=True)
-    return f"{optimizer.type}({','.join(f'{name}={value}' for name, value in arguments.items())})"
-
-
-def _scheduler(schedule: Schedule) -> str:
-    """Return kohya's name of a schedule: snake case, and one of its own for a constant rate with warm-up."""
-    if schedule.type == "Constant" and (schedule.warmup_steps or schedule.warmup_ratio):
-        return "constant_with_warmup"
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", schedule.type).lower()
-
-
-def _objective(objective: Objective) -> dict[str, object]:
-    multires, loss = objective.multires_noise, objective.loss
-    first, end = objective.timesteps.minimum, objective.timesteps.maximum
-    delta, schedule = ("None", "None") if isinstance(loss, L2) else (loss.delta, loss.schedule.lower())
-    return {
-        "ss_min_snr_gamma": objective.min_snr_gamma or "None",
-        "ss_debiased_estimation": str(objective.debiased),
-        "ss_noise_offset": objective.noise_offset or "None",
-        "ss_multires_noise_iterations": multires.iterations if multires else "None",
-        "ss_multires_noise_discount": multires.discount if multires else "None",
-        "ss_ip_noise_gamma": objective.input_perturbation or "None",
-        "ss_loss_type": LOSS_NAMES[loss.type],
-        "ss_huber_schedule": schedule,
-        "ss_huber_c": delta,
-        "ss_huber_scale": 1.0,
-        **({} if (first, end) == (0, 1000) else {"modelspec.timestep_range": f"{first},{end}"}),
-    }
-
-
-def _dataset(spec: LoraTrainingSpec, course: Course) -> dict[str, object]:
-    training, folders = spec.training, sorted({picture.folder for picture in course.pictures})
-    by_folder = {folder: [it for it in course.pictures if it.folder == folder] for folder in folders}
-    return {
-        "ss_num_train_images": sum(picture.repeats for picture in course.pictures),
-        **({"ss_num_validation_images": len(course.validation)} if course.validation else {}),
-        "ss_num_reg_images": 0,
-        "ss_batch_size_per_device": training.batch_size,
-        "ss_total_batch_size": training.batch_size * training.gradient_accumulation,
-        "ss_resolution": f"({training.resolution}, {training.resolution})",
-        "ss_enable_bucket": str(training.buckets.enabled),
-        "ss_bucket_no_upscale": str(not training.buckets.upscale),
-        "ss_min_bucket_reso": training.buckets.minimum,
-        "ss_max_bucket_reso": training.buckets.maximum,
-        "ss_shuffle_caption": str(training.captions.shuffle),
-        "ss_keep_tokens": training.captions.keep_tokens,
-        "ss_caption_dropout_rate": training.captions.dropout,
-        "ss_dataset_dirs": {
-            folder: {"n_repeats": found[0].repeats, "img_count": len(found)} for folder, found in by_folder.items()
-        },
-        "ss_bucket_info": {
-            "buckets": {
-                str(index): {"resolution": list(size), "count": len(items)}
-                for index, (size, items) in enumerate(course.buckets.items())
-            }
-        },
-        "ss_tag_frequency": {
-            folder: count_tags([picture.caption for picture in found]) for folder, found in by_folder.items()
-        },
-    }
-
-
-def count_tags(captions: Sequence[str]) -> dict[str, int]:
-    """Count the tags of captions, the commonest first; A1111 shows them as chips."""
-    return dict(Counter(tag for caption in captions for tag in split_tags(caption)).most_common())
+    exact = torch.tensor(alpha)
+    return exact.to(dtype) if exact.to(dtype) == exact else exact

@@ -1,4 +1,4 @@
-"""What is minimised: the error of the predicted noise, weighted over timesteps. Validation measures the same.
+"""What is minimised: the error of the predicted noise or v, weighted over timesteps. Validation measures the same.
 
 Shapes: B batch, C channels, H and W of the latents, T timesteps that the model knows.
 """
@@ -25,12 +25,18 @@ class Noised:
     """A batch on its way through the noise schedule."""
 
     latents_BCHW: torch.Tensor
-    noise_BCHW: torch.Tensor
+    target_BCHW: torch.Tensor
+    """What the model is asked for: the noise, or v."""
     timesteps_B: torch.Tensor
 
 
 def add_noise(
-    clean_BCHW: torch.Tensor, alphas_T: torch.Tensor, generator: torch.Generator, *, objective: Objective = _PLAIN
+    clean_BCHW: torch.Tensor,
+    alphas_T: torch.Tensor,
+    generator: torch.Generator,
+    *,
+    objective: Objective = _PLAIN,
+    velocity: bool = False,
 ) -> Noised:
     """Noise each latent to a timestep of its own, drawn uniformly.
 
@@ -39,6 +45,7 @@ def add_noise(
         alphas_T: The schedule's cumulative products of alpha, one for each timestep, on the CPU.
         generator: Source of noise and timesteps, on the CPU.
         objective: Which timesteps, and what is added to the noise.
+        velocity: As for `diffuse`.
     """
     noise_BCHW = torch.randn(clean_BCHW.shape, generator=generator)
     timesteps = trained_timesteps(objective, alphas_T)
@@ -50,7 +57,7 @@ def add_noise(
     seen_BCHW = noise_BCHW
     if objective.input_perturbation:  # Ning et al. 2023 (arXiv 2301.11706), algorithm 1: the target stays as it was
         seen_BCHW = noise_BCHW + objective.input_perturbation * torch.randn(noise_BCHW.shape, generator=generator)
-    return diffuse(clean_BCHW, noise_BCHW, timesteps_B, alphas_T=alphas_T, seen_BCHW=seen_BCHW)
+    return diffuse(clean_BCHW, noise_BCHW, timesteps_B, alphas_T=alphas_T, seen_BCHW=seen_BCHW, velocity=velocity)
 
 
 def trained_timesteps(objective: Objective, alphas_T: torch.Tensor) -> range:
@@ -65,20 +72,24 @@ def diffuse(
     *,
     alphas_T: torch.Tensor,
     seen_BCHW: torch.Tensor | None = None,
+    velocity: bool = False,
 ) -> Noised:
     """Noise each latent to its timestep with a given noise.
 
     Args:
         clean_BCHW: Scaled latents.
-        noise_BCHW: What the model is asked for.
+        noise_BCHW: What the model is asked for, or what v is made of.
         timesteps_B: One timestep for each latent, on the CPU.
         alphas_T: As for `add_noise`.
         seen_BCHW: The noise that the latents get, where it is not the one asked for.
+        velocity: Ask for v = sqrt(alpha) noise - sqrt(1 - alpha) clean (Salimans and Ho 2022, arXiv 2202.00512).
     """
     seen_BCHW = noise_BCHW if seen_BCHW is None else seen_BCHW
     noise_BCHW, seen_BCHW = noise_BCHW.to(clean_BCHW.device), seen_BCHW.to(clean_BCHW.device)
     alphas_B111 = alphas_T[timesteps_B].view(-1, 1, 1, 1).to(clean_BCHW.device)
     noised_BCHW = alphas_B111.sqrt() * clean_BCHW + (1 - alphas_B111).sqrt() * seen_BCHW
+    if velocity:
+        return Noised(noised_BCHW, alphas_B111.sqrt() * noise_BCHW - (1 - alphas_B111).sqrt() * clean_BCHW, timesteps_B)
     return Noised(noised_BCHW, noise_BCHW, timesteps_B)
 
 
@@ -103,23 +114,26 @@ def joined(parts: Sequence[Noised], device: torch.device) -> Noised:
     """Put batches together on a device."""
     return Noised(
         torch.cat([it.latents_BCHW for it in parts]).to(device),
-        torch.cat([it.noise_BCHW for it in parts]).to(device),
+        torch.cat([it.target_BCHW for it in parts]).to(device),
         torch.cat([it.timesteps_B for it in parts]),
     )
 
 
-def weights(timesteps_B: torch.Tensor, alphas_T: torch.Tensor, objective: Objective) -> torch.Tensor:
+def weights(
+    timesteps_B: torch.Tensor, alphas_T: torch.Tensor, objective: Objective, *, velocity: bool = False
+) -> torch.Tensor:
     """Return the loss weight of each timestep.
 
-    1; or min(SNR, gamma) / SNR (Hang et al. 2023, arXiv 2303.09556, for epsilon); or 1 / sqrt(SNR) (Yu et al. 2023,
-    arXiv 2310.08442).
+    1; or min(SNR, gamma) / SNR (Hang et al. 2023, arXiv 2303.09556); or 1 / sqrt(SNR) (Yu et al. 2023, arXiv
+    2310.08442). The error of v is that of the noise times (SNR + 1) / SNR, so its weights are the first divided by
+    that; the second is kohya's 1 / (SNR + 1).
     """
     alphas_B = alphas_T[timesteps_B]
     snr_B = alphas_B / (1 - alphas_B)
     if objective.min_snr_gamma is not None:
-        return snr_B.clamp(max=objective.min_snr_gamma) / snr_B
+        return snr_B.clamp(max=objective.min_snr_gamma) / (snr_B + 1 if velocity else snr_B)
     if objective.debiased:
-        return snr_B.clamp(max=_MAXIMUM_SNR).rsqrt()
+        return 1 / (snr_B + 1) if velocity else snr_B.clamp(max=_MAXIMUM_SNR).rsqrt()
     return torch.ones(timesteps_B.shape)
 
 
@@ -131,7 +145,7 @@ def loss(
     kind: Loss = _PLAIN.loss,
     alphas_T: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the weighted mean error of the predicted noise; arguments as for `losses`."""
+    """Return the weighted mean error of a prediction; arguments as for `losses`."""
     return losses(predicted_BCHW, noised, weights_B, kind=kind, alphas_T=alphas_T).mean()
 
 
@@ -143,16 +157,16 @@ def losses(
     kind: Loss = _PLAIN.loss,
     alphas_T: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the weighted mean error of each picture's predicted noise (B), in fp32.
+    """Return the weighted mean error of each picture's prediction (B), in fp32.
 
     Args:
-        predicted_BCHW: What the model says the noise is.
+        predicted_BCHW: What the model says.
         noised: What it saw.
         weights_B: Weight of each timestep.
         kind: How errors are counted.
         alphas_T: As for `add_noise`; a delta that moves with the signal-to-noise ratio needs them.
     """
-    difference_BCHW = predicted_BCHW.float() - noised.noise_BCHW
+    difference_BCHW = predicted_BCHW.float() - noised.target_BCHW
     errors_B = count_errors(kind, difference_BCHW, noised.timesteps_B, alphas_T=alphas_T).mean(dim=(1, 2, 3))
     return errors_B * weights_B.to(errors_B.device)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 from darkroom_api.failures import FailureReason
 from darkroom_api.plan import RunPlan
@@ -13,23 +12,24 @@ from darkroom_api.progress import Stage
 from darkroom_trainer.batches import Course, arrange
 from darkroom_trainer.dataset import Picture, scan
 from darkroom_trainer.errors import RunError
-from darkroom_trainer.families import sd15
+from darkroom_trainer.families.configurations import Family
+from darkroom_trainer.families.loading import load
 from darkroom_trainer.families.recognition import check_family
 from darkroom_trainer.fetching import DATASET, VALIDATION_DATASET, datasets, fetch_base_model, fetch_dataset
 from darkroom_trainer.hardware import BASE_DTYPES, open_accelerator
 from darkroom_trainer.latents import LatentCache
-from darkroom_trainer.lora_format import BaseModelFile, hash_base_model
-from darkroom_trainer.safetensors_file import Header, read_header
+from darkroom_trainer.metadata import BaseModelFile, hash_base_model
 from darkroom_trainer.services import Services
 from darkroom_trainer.session import Session, open_session
+from darkroom_trainer.weights_file import WeightsFile, open_weights
 
 
 @dataclass(frozen=True)
 class Inputs:
     """What a run starts from, fetched and looked through."""
 
-    model: Path
-    header: Header
+    model: WeightsFile
+    family: Family
     base: Future[BaseModelFile]
     """Hashes of the model's file, computed beside everything else."""
     course: Course
@@ -51,8 +51,8 @@ def fetch(plan: RunPlan, services: Services) -> Inputs:
     model = fetch_base_model(
         store, spec.base_model, services.work / "base-model", on_progress=reporter.transfer("base model")
     )
-    header = read_header(model)
-    check_family(header, model, family=spec.base_model.family)
+    file = open_weights(model)
+    family = check_family(file.header.shapes, model.name, family=spec.base_model.family)
     with ThreadPoolExecutor(1, "hash") as pool:
         base = pool.submit(hash_base_model, model, spec.base_model.sha256)
         if spec.dataset.uri is None:
@@ -64,7 +64,7 @@ def fetch(plan: RunPlan, services: Services) -> Inputs:
             validation=spec.validation,
             others=pictures.get(VALIDATION_DATASET, []),
         )
-        return Inputs(model, header, base, course)
+        return Inputs(file, family, base, course)
 
 
 def _fetch_pictures(plan: RunPlan, services: Services) -> dict[str, list[Picture]]:
@@ -86,8 +86,12 @@ def prepare(plan: RunPlan, services: Services, inputs: Inputs) -> Session:
     spec, reporter, course = plan.spec, services.reporter, inputs.course
     reporter.stage(Stage.INSPECTING, "Loading the base model")
     accelerator = open_accelerator(spec.training.precision, gpus=spec.compute.gpus)
-    model = sd15.load(
-        inputs.model, inputs.header, dtype=BASE_DTYPES[spec.training.precision], device=accelerator.device
+    model = load(
+        inputs.model,
+        inputs.family,
+        objective=spec.training.objective,
+        dtype=BASE_DTYPES[spec.training.precision],
+        device=accelerator.device,
     )
     latents, items = LatentCache(services.work / "latents"), [*course.items, *course.validation]
 

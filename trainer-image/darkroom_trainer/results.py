@@ -13,8 +13,9 @@ from typing import Final
 
 from darkroom_api.layout import checkpoint_directory, sample_file, samples_directory, state_directory, weights_file
 from darkroom_api.progress import Stage
-from darkroom_trainer import lora_format
 from darkroom_trainer.choosing import is_validated
+from darkroom_trainer.metadata import BaseModelFile, metadata
+from darkroom_trainer.number_formats import DTYPES
 from darkroom_trainer.sampling import paint, wanted_pictures
 from darkroom_trainer.services import Services
 from darkroom_trainer.session import Session
@@ -37,7 +38,7 @@ class Results:
     name: str
     session: Session
     services: Services
-    base: Future[lora_format.BaseModelFile]
+    base: Future[BaseModelFile]
     _writer: Writer = field(default_factory=Writer, init=False)
     _saves: Iterator[int] = field(default_factory=itertools.count, init=False)
 
@@ -114,14 +115,16 @@ class Results:
         session, publisher, step = self.session, self.services.publisher, self.session.position.step
         directory = checkpoint_directory(epoch)
         weights = self._folder(directory) / weights_file(self.name, epoch=epoch)
-        tensors = lora_format.kohya_tensors(session.adapter, lora_format.DTYPES[session.spec.checkpoints.precision])
+        write_weights = session.trainee.draft(DTYPES[session.spec.checkpoints.precision])
         metrics = json.dumps(self._metrics(epoch))
         loss = session.position.validations.get(epoch)
 
         def write() -> None:
             base = self.base.result()
-            about = lora_format.metadata(session.spec, session.course, base, name=weights.stem, epoch=epoch)
-            weights.write_bytes(lora_format.encode_lora(tensors, about))
+            about = metadata(
+                session.spec, session.course, base, nature=session.model.nature, name=weights.stem, epoch=epoch
+            )
+            write_weights(weights, about)
             weights.with_name(METRICS).write_text(metrics)
             files = [weights, weights.with_name(METRICS)]
             publisher.publish(directory, files, epoch=epoch, step=step, validation_loss=loss)
@@ -147,12 +150,15 @@ class Results:
         session, spec, files = self.session, self.session.spec, []
         directory = samples_directory(epoch)
         folder = self._folder(directory)
-        pictures = wanted_pictures(spec.samples, resolution=spec.training.resolution)
-        with session.adapter.rounded(lora_format.DTYPES[spec.checkpoints.precision]):
+        pictures, encoding = (
+            wanted_pictures(spec.samples, resolution=spec.training.resolution),
+            spec.training.text_encoding,
+        )
+        with session.trainee.rounded(DTYPES[spec.checkpoints.precision]):
             for number, (prompt, picture) in enumerate(pictures, start=1):
                 self.services.reporter.stage(Stage.SAMPLING, f"Epoch {epoch}: picture {number} of {len(pictures)}")
                 path = folder / sample_file(prompt, picture.seed)
-                paint(session.model, picture, before_step=self.services.stop.check).save(path)
+                paint(session.model, picture, encoding=encoding, before_step=self.services.stop.check).save(path)
                 files.append(path)
         step = session.position.step
         # By way of the writer, so that samples cannot overtake the checkpoint before them.

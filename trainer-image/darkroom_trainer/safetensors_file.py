@@ -28,7 +28,6 @@ BITS: Final = {
     **dict.fromkeys(("U32", "I32", "F32"), 32),
     **dict.fromkeys(("U64", "I64", "F64"), 64),
 }
-_PICKLES: Final = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,6 @@ def read_header(path: Path) -> Header:
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
-        if start.startswith(_PICKLES):
-            raise _rejected(path, "is a pickled checkpoint (.ckpt); give it as .safetensors")
         if len(start) < 8:
             raise _rejected(path, f"has {size} bytes; a .safetensors file has at least 8")
         (length,) = struct.unpack("<Q", start)

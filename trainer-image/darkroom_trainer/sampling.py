@@ -8,14 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
 from diffusers import DDIMScheduler
 from PIL import Image
 
+from darkroom_api.text_encoding import TextEncoding
 from darkroom_api.training import Samples
-from darkroom_trainer.families.sd15 import StableDiffusion
+from darkroom_trainer.conditioning import Frame, encode_prompts, joined, unet_arguments
+from darkroom_trainer.families.model import StableDiffusion
+
+_PLAIN: Final = TextEncoding()
 
 
 @dataclass(frozen=True)
@@ -56,36 +61,37 @@ def _go_on() -> None:
 
 
 @torch.no_grad()
-def paint(model: StableDiffusion, picture: Picture, *, before_step: Callable[[], None] = _go_on) -> Image.Image:
+def paint(
+    model: StableDiffusion,
+    picture: Picture,
+    *,
+    encoding: TextEncoding = _PLAIN,
+    before_step: Callable[[], None] = _go_on,
+) -> Image.Image:
     """Paint one picture.
 
     Args:
         model: The base model, with an adapter in it or not.
         picture: What to paint.
+        encoding: How prompts are read.
         before_step: Called before each denoising step; may raise to give up.
     """
     scheduler = DDIMScheduler.from_config(model.scheduler.config)
     scheduler.set_timesteps(picture.steps, device=model.device)
     guided = picture.guidance_scale > 1
     texts = [picture.negative_prompt, picture.prompt] if guided else [picture.prompt]
-    conditions_BLD = torch.cat([encode_texts(model, [text]) for text in texts])
+    conditions = joined([encode_prompts(model, [text], encoding) for text in texts])
+    told = unet_arguments(model, conditions, [Frame.whole((picture.width, picture.height))] * len(texts))
     latents = _first_noise(model, picture) * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
         before_step()
         inputs = scheduler.scale_model_input(torch.cat([latents] * len(texts)), timestep)
-        noise = model.unet(inputs, timestep, encoder_hidden_states=conditions_BLD, return_dict=False)[0]
+        noise = model.unet(inputs, timestep, return_dict=False, **told)[0]
         if guided:
             without, given = noise.chunk(2)
             noise = without + picture.guidance_scale * (given - without)
         latents = scheduler.step(noise, timestep, latents, return_dict=False)[0]
     return _decode(model, latents)
-
-
-def encode_texts(model: StableDiffusion, texts: list[str]) -> torch.Tensor:
-    """Return the text encoder's last states (B, tokens, D) of texts cut to 77 tokens."""
-    ids = model.tokenizer(texts, padding="max_length", truncation=True, max_length=77, return_tensors="pt").input_ids
-    states: torch.Tensor = model.text_encoder(ids.to(model.device))[0]
-    return states
 
 
 def _first_noise(model: StableDiffusion, picture: Picture) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""A run in memory: model, adapter, optimizer and position. `step` moves it by one; `train` decides when."""
+"""A run in memory: model, trainee, optimizer and position. `step` moves it by one; `train` decides when."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from darkroom_api.failures import FailureReason
 from darkroom_api.lora_training import LoraTrainingSpec
 from darkroom_api.progress import EarlyStop
 from darkroom_trainer import choosing, objectives, state
-from darkroom_trainer.adapters import TEXT_ENCODER, UNET, Adapter, inject
+from darkroom_trainer.adapters import inject
 from darkroom_trainer.batches import Course, Item
 from darkroom_trainer.captions import present
+from darkroom_trainer.conditioning import Frame, PromptCache, encode_prompts, unet_arguments
 from darkroom_trainer.errors import RunError
-from darkroom_trainer.families.sd15 import StableDiffusion
+from darkroom_trainer.families.model import UNET_PART, StableDiffusion
 from darkroom_trainer.latents import LatentCache
 from darkroom_trainer.optimizers import (
     Group,
@@ -30,8 +31,8 @@ from darkroom_trainer.optimizers import (
     text_encoder_learning_rate,
 )
 from darkroom_trainer.randomness import noise_source, shuffler
-from darkroom_trainer.sampling import encode_texts
 from darkroom_trainer.schedules import schedule_factor
+from darkroom_trainer.trainees import Trainee
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Session:
     model: StableDiffusion
     latents: LatentCache
     accelerator: Accelerator
-    adapter: Adapter
+    trainee: Trainee
     optimizer: Any
     """accelerate's wrapper around torch's, which knows the loss scaler."""
     peaks: list[float]
@@ -59,6 +60,8 @@ class Session:
     inputs: str
     """Fingerprint of base model and pictures."""
     position: state.Position = field(default_factory=state.Position)
+    prompts: PromptCache | None = None
+    """Encoded prompts, where no text encoder is trained."""
 
     @property
     def is_finished(self) -> bool:
@@ -108,7 +111,7 @@ class Session:
         value = self._accumulate(window, number)
         # Without a limit the norm is still wanted: it tells whether the gradient is finite.
         limit = training.maximum_gradient_norm or math.inf
-        norm = self.accelerator.clip_grad_norm_(self.adapter.named_parameters().values(), limit)
+        norm = self.accelerator.clip_grad_norm_(self.trainee.named_parameters().values(), limit)
         if not self.accelerator.scaler:  # a loss scaler leaves out such a step by itself and scales less
             require_finite(f"gradient's norm of {self._place}", float(norm), [it for batch in window for it in batch])
         rate = rate_in_force(training.optimizer, self.optimizer.optimizer, self.peaks[0] * factor)
@@ -130,8 +133,7 @@ class Session:
         return value
 
     def _loss(self, batch: list[Item], step: int, *, first: int) -> torch.Tensor:
-        training, objective = self.spec.training, self.spec.training.objective
-        alphas_T = self.model.scheduler.alphas_cumprod
+        training = self.spec.training
         noised = objectives.joined(
             [self._noised(item, step, number) for number, item in enumerate(batch, start=first)], self.model.device
         )
@@ -139,28 +141,38 @@ class Session:
             present(item.picture.caption, training.captions, shuffler(training.seed, "captions", step, number))
             for number, item in enumerate(batch, start=first)
         ]
-        weights_B = objectives.weights(noised.timesteps_B, alphas_T, objective)
-        return objectives.loss(
-            self.predict(noised, captions), noised, weights_B, kind=objective.loss, alphas_T=alphas_T
-        )
+        return self.losses(noised, self.predict(noised, captions, batch)).mean()
+
+    def losses(self, noised: objectives.Noised, predicted_BCHW: torch.Tensor) -> torch.Tensor:
+        """Return the loss of each picture (B) as the objective counts it, in training and in validation."""
+        objective, alphas_T = self.spec.training.objective, self.model.scheduler.alphas_cumprod
+        velocity = self.model.nature.predicts_velocity
+        weights_B = objectives.weights(noised.timesteps_B, alphas_T, objective, velocity=velocity)
+        return objectives.losses(predicted_BCHW, noised, weights_B, kind=objective.loss, alphas_T=alphas_T)
 
     def _noised(self, item: Item, step: int, number: int) -> objectives.Noised:
         """Noise one picture of a step by random numbers of its own: how the step is cut into batches changes none."""
-        generator = noise_source(self.spec.training.seed, "noise", step, number)
-        latents_1CHW = self.latents.draw([item], generator) * self.model.vae.config.scaling_factor
-        alphas_T = self.model.scheduler.alphas_cumprod
-        return objectives.add_noise(latents_1CHW, alphas_T, generator, objective=self.spec.training.objective)
+        model, generator = self.model, noise_source(self.spec.training.seed, "noise", step, number)
+        latents_1CHW = self.latents.draw([item], generator) * model.vae.config.scaling_factor
+        return objectives.add_noise(
+            latents_1CHW,
+            model.scheduler.alphas_cumprod,
+            generator,
+            objective=self.spec.training.objective,
+            velocity=model.nature.predicts_velocity,
+        )
 
-    def predict(self, noised: objectives.Noised, captions: list[str]) -> torch.Tensor:
-        """Return the noise (B, C, H, W) that the model sees in noised latents under these captions."""
-        model = self.model
+    def predict(self, noised: objectives.Noised, captions: list[str], items: Sequence[Item]) -> torch.Tensor:
+        """Return what the model says (B, C, H, W) of noised latents of these pictures under these captions."""
+        model, encoding = self.model, self.spec.training.text_encoding
+        frames = [Frame(it.picture.size, it.placement.crop[:2], it.placement.bucket) for it in items]
         with self.accelerator.autocast():
-            conditions_BLD = encode_texts(model, captions)
+            conditions = self.prompts.encode(captions) if self.prompts else encode_prompts(model, captions, encoding)
             predicted_BCHW: torch.Tensor = model.unet(
                 noised.latents_BCHW.to(model.dtype),
                 noised.timesteps_B.to(model.device),
-                encoder_hidden_states=conditions_BLD,
                 return_dict=False,
+                **unet_arguments(model, conditions, frames),
             )[0]
         return predicted_BCHW
 
@@ -175,7 +187,7 @@ class Session:
         scaler = self.accelerator.scaler
         return state.capture(
             self.position,
-            parameters=self.adapter.named_parameters(),
+            parameters=self.trainee.named_parameters(),
             optimizer=self.optimizer.optimizer,
             scaler=scaler.state_dict() if scaler else {},
             inputs=self.inputs,
@@ -185,7 +197,7 @@ class Session:
         """Go on from a resume state."""
         self.position, scaler = state.load(
             directory,
-            parameters=self.adapter.named_parameters(),
+            parameters=self.trainee.named_parameters(),
             optimizer=self.optimizer.optimizer,
             inputs=self.inputs,
         )
@@ -214,19 +226,21 @@ def open_session(
     accelerator: Accelerator,
     inputs: str,
 ) -> Session:
-    """Put the adapter into the model and an optimizer over it."""
+    """Put what is trained into the model and an optimizer over it."""
     training = spec.training
     text_rate = text_encoder_learning_rate(training.optimizer)
-    adapter = inject(spec.network, model, seed=training.seed, train_text_encoder=text_rate > 0)
+    trainee = inject(spec.network, model, seed=training.seed, train_text_encoder=text_rate > 0)
     if training.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
-        model.unet.train()  # diffusers heeds it in training mode only; SD 1.5 has no dropout that this would wake
-    rates = {UNET: training.optimizer.learning_rate, TEXT_ENCODER: text_rate}
+        model.unet.train()  # diffusers heeds it in training mode only; no family has dropout that this would wake
+    rates = {part: training.optimizer.learning_rate if part == UNET_PART else text_rate for part in model.parts}
     groups = [
         Group(list(weights.values()), rate)
         for part, rate in rates.items()
-        if (weights := adapter.named_parameters(part))
+        if (weights := trainee.named_parameters(part))
     ]
     optimizer = accelerator.prepare(build_optimizer(training.optimizer, groups))
     peaks = [group.learning_rate for group in groups]
-    return Session(spec, course, model, latents, accelerator, adapter, optimizer, peaks, inputs)
+    reads_alike = not any(trainee.named_parameters(part) for part in model.text_parts)
+    prompts = PromptCache(model, training.text_encoding) if reads_alike else None
+    return Session(spec, course, model, latents, accelerator, trainee, optimizer, peaks, inputs, prompts=prompts)

@@ -85,17 +85,17 @@ def validation_loss(session: Session, *, before_batch: Callable[[int, int], None
 
 
 def _losses(session: Session, looks: Sequence[Look], *, draws: int) -> list[float]:
-    model, objective = session.model, session.spec.training.objective
+    model, objective, items = session.model, session.spec.training.objective, [look.item for look in looks]
     alphas_T = model.scheduler.alphas_cumprod
     timesteps, seed = objectives.trained_timesteps(objective, alphas_T), session.spec.training.seed
-    clean_BCHW = session.latents.means([look.item for look in looks]) * model.vae.config.scaling_factor
+    clean_BCHW = session.latents.means(items) * model.vae.config.scaling_factor
     drawn = [fixed_noise(look, clean_BCHW.shape[1:], seed=seed, draws=draws, timesteps=timesteps) for look in looks]
     noised = objectives.diffuse(
         clean_BCHW.to(model.device),
         torch.stack([noise for noise, _ in drawn]),
         torch.tensor([timestep for _, timestep in drawn]),
         alphas_T=alphas_T,
+        velocity=model.nature.predicts_velocity,
     )
-    predicted_BCHW = session.predict(noised, [look.item.picture.caption for look in looks])
-    weights_B = objectives.weights(noised.timesteps_B, alphas_T, objective)
-    return objectives.losses(predicted_BCHW, noised, weights_B, kind=objective.loss, alphas_T=alphas_T).tolist()
+    predicted_BCHW = session.predict(noised, [item.picture.caption for item in items], items)
+    return session.losses(noised, predicted_BCHW).tolist()

@@ -16,7 +16,7 @@ from tests.integration.trainer.trainer_runs import Bench
 @pytest.fixture(scope="session")
 def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny checkpoint in one file."""
-    from tests.builders.sd15 import write_tiny_sd15
+    from tests.builders.models import write_tiny_sd15
 
     return write_tiny_sd15(tmp_path_factory.mktemp("base") / "base.safetensors")
 

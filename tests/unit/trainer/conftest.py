@@ -9,16 +9,28 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from darkroom_trainer.families.sd15 import StableDiffusion
+    from darkroom_trainer.families.model import StableDiffusion
     from tests.unit.trainer.sessions import Maker
 
 
 @pytest.fixture(scope="session")
-def base_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of SD 1.5's topology in one file."""
-    from tests.builders.sd15 import write_tiny_sd15
+def base_files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Write a checkpoint of a family's topology in one file, once."""
+    from tests.builders.models import write_tiny
 
-    return write_tiny_sd15(tmp_path_factory.mktemp("base") / "tiny.safetensors")
+    folder = tmp_path_factory.mktemp("base")
+
+    def write(family: str) -> Path:
+        path = folder / f"tiny-{family}.safetensors"
+        return path if path.exists() else write_tiny(path, family)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def base_file(base_files: Callable[[str], Path]) -> Path:
+    """A checkpoint of SD 1.5's topology in one file."""
+    return base_files("SD15")
 
 
 @pytest.fixture
@@ -33,15 +45,14 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def load_model(base_file: Path, one_thread: None) -> Callable[..., StableDiffusion]:
-    """Load the tiny model afresh, in fp32 unless told otherwise."""
+def load_model(base_files: Callable[[str], Path], one_thread: None) -> Callable[..., StableDiffusion]:
+    """Load a tiny model afresh: SD 1.5 in fp32 unless told otherwise."""
     import torch
 
-    from darkroom_trainer.families import sd15
-    from darkroom_trainer.safetensors_file import read_header
+    from darkroom_trainer.families.loading import load_path
 
-    def load(dtype: torch.dtype = torch.float32) -> StableDiffusion:
-        return sd15.load(base_file, read_header(base_file), dtype=dtype, device=torch.device("cpu"))
+    def load(dtype: torch.dtype = torch.float32, *, family: str = "SD15") -> StableDiffusion:
+        return load_path(base_files(family), dtype=dtype, device=torch.device("cpu"))
 
     return load
 

@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 from darkroom_api.lora_training import LoraTrainingSpec
 from darkroom_trainer.batches import arrange
 from darkroom_trainer.dataset import scan
-from darkroom_trainer.families.sd15 import StableDiffusion
+from darkroom_trainer.families.model import StableDiffusion
 from darkroom_trainer.hardware import open_accelerator
 from darkroom_trainer.latents import LatentCache
 from darkroom_trainer.session import Session, open_session
@@ -43,6 +43,7 @@ class Maker:
         inputs: str = "same",
         network: dict[str, Any] | None = None,
         validation: dict[str, Any] | None = None,
+        family: str = "SD15",
         **training: Any,
     ) -> Session:
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -57,15 +58,18 @@ class Maker:
             }
         )
         dtype = {"FP32": torch.float32, "BF16": torch.bfloat16}[spec.training.precision]
-        model, course = self._load(dtype), arrange(self._pictures, spec.training, validation=spec.validation)
-        latents = LatentCache(self._directory / "latents")
+        model, course = (
+            self._load(dtype, family=family),
+            arrange(self._pictures, spec.training, validation=spec.validation),
+        )
+        latents = LatentCache(self._directory / f"latents-{family}")
         latents.fill([*course.items, *course.validation], model.vae, on_item=lambda _: None)
         accelerator = open_accelerator(spec.training.precision, gpus=0)
         return open_session(spec, course, model, latents=latents, accelerator=accelerator, inputs=inputs)
 
 
 def weights(session: Session) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in session.adapter.named_parameters().items()}
+    return {name: parameter.detach().clone() for name, parameter in session.trainee.named_parameters().items()}
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

@@ -14,11 +14,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from darkroom_api.failures import FailureReason
+from darkroom_api.objectives import Objective
 from darkroom_trainer.errors import RunError
-from darkroom_trainer.families import recognition, sd15
+from darkroom_trainer.families import configurations, recognition
+from darkroom_trainer.families.configurations import SD15
+from darkroom_trainer.families.loading import load, load_path
+from darkroom_trainer.families.model import StableDiffusion
 from darkroom_trainer.families.tokenizer import load_tokenizer
 from darkroom_trainer.safetensors_file import Header, encode, read_header
-from tests.builders.sd15 import tiny_tensors
+from darkroom_trainer.weights_file import open_weights
+from tests.builders.models import tiny_tensors
 from tests.e2e.painting import pipeline
 
 UNET = "model.diffusion_model."
@@ -46,8 +51,6 @@ def entry(dtype: str, shape: list[int], begin: int, end: int) -> dict[str, Any]:
     ("content", "expected"),
     [
         (b"", "has 0 bytes"),
-        (b"PK\x03\x04rest of a zip", "pickled checkpoint"),
-        (b"\x80\x02}q\x00rest of a pickle", "pickled checkpoint"),
         (b"<!DOCTYPE html><html>", "does not begin with the header"),
         (struct.pack("<Q", 500) + b"{}", "is truncated: it has 10 bytes"),
         (struct.pack("<Q", 4) + b"nope", "damaged .safetensors header"),
@@ -107,9 +110,11 @@ def test_tensors_that_do_not_lie_side_by_side(tmp_path: Path, places: list[tuple
 
 def test_a_file_that_changes_after_the_check_is_refused(tmp_path: Path, base_file: Path) -> None:
     path = tmp_path / "m.safetensors"
+    path.write_bytes(base_file.read_bytes())
+    file = open_weights(path)
     path.write_bytes(base_file.read_bytes()[:-10])
     with pytest.raises(RunError, match=r"m.safetensors has the names of SD 1.5, but its tensors do not fit") as caught:
-        sd15.load(path, read_header(base_file), dtype=torch.float32, device=torch.device("cpu"))
+        load(file, SD15, objective=Objective(), dtype=torch.float32, device=torch.device("cpu"))
     assert caught.value.reason is FailureReason.MODEL_REJECTED
 
 
@@ -128,14 +133,14 @@ def test_encode_gives_the_same_bytes_and_loads(tmp_path: Path) -> None:
         ({f"{UNET}input_blocks.0.0.weight": (320, 4, 3, 3)}, "SD15"),
         ({f"{UNET}input_blocks.0.0.weight": (320, 9, 3, 3)}, "inpainting"),
         ({f"{UNET}input_blocks.0.0.weight": (320, 8, 3, 3)}, "InstructPix2Pix"),
-        ({f"{UNET}input_blocks.0.0.weight": (320, 5, 3, 3)}, "a UNet of 5 input channels"),
+        ({f"{UNET}input_blocks.0.0.weight": (320, 5, 3, 3)}, "a depth model"),
         (
             {"conditioner.embedders.1.model.ln_final.weight": (1280,), f"{UNET}input_blocks.0.0.weight": (320, 4)},
             "SDXL",
         ),
         ({"conditioner.embedders.0.model.ln_final.weight": (1280,)}, "refiner"),
         ({f"{UNET}label_emb.0.0.weight": (1280, 2816), f"{UNET}input_blocks.0.0.weight": (320, 4, 3, 3)}, "SDXL"),
-        ({"cond_stage_model.model.ln_final.weight": (1024,), f"{UNET}input_blocks.0.0.weight": (320, 4)}, "SD 2.x"),
+        ({"cond_stage_model.model.ln_final.weight": (1024,), f"{UNET}input_blocks.0.0.weight": (320, 4)}, "SD2"),
         ({f"{UNET}joint_blocks.0.x": (1,)}, "SD 3"),
         ({f"{UNET}double_blocks.0.x": (1,)}, "FLUX.1"),
         ({"lora_unet_down_blocks_0.lora_down.weight": (4, 320)}, "a LoRA"),
@@ -151,28 +156,29 @@ def test_files_are_recognised_by_their_keys(shapes: dict[str, tuple[int, ...]], 
 
 
 def test_another_family_is_refused_with_its_name(tmp_path: Path) -> None:
-    header = Header({"conditioner.embedders.1.model.ln_final.weight": (1280,)}, {})
+    shapes = {"conditioner.embedders.1.model.ln_final.weight": (1280,)}
     with pytest.raises(RunError, match=r"spec.baseModel.family: SD15 is given, but xl.safetensors is SDXL"):
-        recognition.check_family(header, tmp_path / "xl.safetensors", family="SD15")
+        recognition.check_family(shapes, "xl.safetensors", family="SD15")
 
 
 def test_a_file_without_vae_and_text_encoder_is_refused(tmp_path: Path) -> None:
-    header = Header({f"{UNET}input_blocks.0.0.weight": (320, 4, 3, 3)}, {})
+    shapes = {f"{UNET}input_blocks.0.0.weight": (320, 4, 3, 3)}
     with pytest.raises(RunError, match=r"m.safetensors lacks VAE and text encoder"):
-        recognition.check_family(header, tmp_path / "m.safetensors", family="SD15")
+        recognition.check_family(shapes, "m.safetensors", family="SD15")
 
 
+@pytest.mark.parametrize("family", ["SD15", "SD2", "SDXL"])
 def test_the_weights_are_those_that_diffusers_loads(
-    base_file: Path, load_model: Callable[..., sd15.StableDiffusion]
+    base_files: Callable[[str], Path], load_model: Callable[..., StableDiffusion], family: str
 ) -> None:
-    ours, theirs = load_model(), pipeline(base_file)
-    for part in ("unet", "vae", "text_encoder"):
-        expected = getattr(theirs, part).state_dict()
-        loaded = getattr(ours, part).state_dict()
+    ours, theirs = load_model(family=family), pipeline(base_files(family))
+    assert ours.family.name == family
+    for part, module in {**ours.parts, "vae": ours.vae}.items():
+        expected, loaded = getattr(theirs, part).state_dict(), module.state_dict()
         assert loaded.keys() == expected.keys()
         assert all(torch.equal(loaded[name], expected[name]) for name in expected)
-    ids = [["<|startoftext|>", "x"], "a photo of a cat"]
-    assert ours.tokenizer(ids[1]).input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
+    for encoder in ours.text_encoders:
+        assert encoder.tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
 
 
 def test_files_without_configuration_get_the_published_one(tmp_path: Path) -> None:
@@ -181,10 +187,10 @@ def test_files_without_configuration_get_the_published_one(tmp_path: Path) -> No
     tensors = {name: tensor for name, tensor in tiny_tensors().items() if not name.startswith("first_stage_model.")}
     save_file(tensors, path)
     shapes = read_header(path).shapes
-    unet = sd15.unet_config(shapes)
+    unet = configurations.unet_config(configurations.SD15, shapes)
     assert unet["block_out_channels"] == [32, 32, 64, 64]
     assert (unet["attention_head_dim"], unet["cross_attention_dim"], unet["use_linear_projection"]) == (8, 32, False)
-    text = sd15.text_encoder_config(shapes)
+    text = configurations.text_encoder_config(configurations.CLIP_L, shapes)
     assert (text["hidden_size"], text["num_hidden_layers"], text["vocab_size"]) == (32, 2, 49408)
     assert (text["bos_token_id"], text["eos_token_id"], text["intermediate_size"]) == (49406, 49407, 64)
 
@@ -193,12 +199,12 @@ def test_old_names_of_the_text_encoder_load(tmp_path: Path, one_thread: None, ba
     """Merging tools wrote files without `text_model.`, and old ones carry the positions as a tensor."""
     metadata = read_header(base_file).metadata
     tensors = {name.replace(".text_model.", "."): tensor for name, tensor in tiny_tensors().items()}
-    tensors[f"{recognition.TEXT_ENCODER}embeddings.position_ids"] = torch.arange(77)
+    tensors[f"{configurations.CLIP_L.prefix}embeddings.position_ids"] = torch.arange(77)
     tensors["model_ema.decay"] = torch.tensor(0.9)
     path = tmp_path / "m.safetensors"
     save_file(tensors, path, metadata=metadata)
-    model = sd15.load(path, read_header(path), dtype=torch.bfloat16, device=torch.device("cpu"))
-    assert model.text_encoder.dtype == model.unet.dtype == torch.bfloat16
+    model = load_path(path, dtype=torch.bfloat16, device=torch.device("cpu"))
+    assert model.text_encoders[0].model.dtype == model.unet.dtype == torch.bfloat16
     assert model.vae.dtype == torch.float32
 
 
@@ -216,7 +222,7 @@ def test_tensors_that_do_not_fit_together(tmp_path: Path, base_file: Path, chang
     path = tmp_path / "m.safetensors"
     save_file(tensors, path, metadata=metadata)
     with pytest.raises(RunError) as caught:
-        sd15.load(path, read_header(path), dtype=torch.float32, device=torch.device("cpu"))
+        load_path(path, dtype=torch.float32, device=torch.device("cpu"))
     assert caught.value.reason is FailureReason.MODEL_REJECTED
     assert "m.safetensors" in caught.value.message
 

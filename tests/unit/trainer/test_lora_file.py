@@ -17,12 +17,14 @@ from safetensors.torch import load, save
 from darkroom_api.failures import FailureReason
 from darkroom_api.lora_training import LoraTrainingSpec
 from darkroom_api.networks import LoRA
-from darkroom_trainer import lora_format, sampling
+from darkroom_trainer import lora_format, metadata, sampling
 from darkroom_trainer.adapters import Adapter, inject
 from darkroom_trainer.batches import arrange
 from darkroom_trainer.dataset import scan
 from darkroom_trainer.errors import RunError
-from darkroom_trainer.families.sd15 import StableDiffusion
+from darkroom_trainer.families.configurations import SD15
+from darkroom_trainer.families.model import Nature, StableDiffusion
+from darkroom_trainer.number_formats import DTYPES
 from tests.builders.pictures import write_pictures
 from tests.e2e.painting import pipeline
 
@@ -42,7 +44,7 @@ def trained(model: StableDiffusion, *, rank: int = 4, alpha: float = 2, text_enc
 
 
 def encoded(adapter: Adapter, metadata: dict[str, str]) -> bytes:
-    return lora_format.encode_lora(lora_format.kohya_tensors(adapter, torch.float16), metadata)
+    return lora_format.encode_lora(adapter.file_tensors(torch.float16), metadata)
 
 
 def pixels(image: Any) -> np.ndarray:
@@ -61,10 +63,10 @@ def test_diffusers_paints_the_picture_of_the_training(
     model = load_model()
     before = sampling.paint(model, PICTURE)
     adapter = trained(model, alpha=alpha)
-    dtype = lora_format.DTYPES[precision]
+    dtype = DTYPES[precision]
     with adapter.rounded(dtype):
         ours = sampling.paint(model, PICTURE)
-    (tmp_path / "lora.safetensors").write_bytes(lora_format.encode_lora(lora_format.kohya_tensors(adapter, dtype), {}))
+    (tmp_path / "lora.safetensors").write_bytes(lora_format.encode_lora(adapter.file_tensors(dtype), {}))
 
     pipe = pipeline(base_file)
     pipe.unload_lora_weights()
@@ -114,7 +116,7 @@ def test_without_text_encoder_the_file_has_none(load_model: Load) -> None:
 
 @pytest.mark.parametrize(("alpha", "dtype"), [(2.0, torch.float16), (0.3, torch.float32)])
 def test_alpha_is_exact(load_model: Load, alpha: float, dtype: torch.dtype) -> None:
-    tensors = lora_format.kohya_tensors(trained(load_model(), alpha=alpha), torch.float16)
+    tensors = trained(load_model(), alpha=alpha).file_tensors(torch.float16)
     values = [value for name, value in tensors.items() if name.endswith(".alpha")]
     assert {value.dtype for value in values} == {dtype}
     assert {value.item() for value in values} == {torch.tensor(alpha).item()}
@@ -125,12 +127,12 @@ def test_weights_too_large_for_the_files_format_are_refused(load_model: Load, pr
     adapter = trained(load_model())
     adapter.pairs[-1].up.data[0, 0] = 70_000.0
     if fits:
-        assert lora_format.kohya_tensors(adapter, lora_format.DTYPES[precision])
+        assert adapter.file_tensors(DTYPES[precision])
         return
     with pytest.raises(
         RunError, match=r"lora_te_\S+lora_up.weight holds numbers that are not finite in FP16"
     ) as caught:
-        lora_format.kohya_tensors(adapter, lora_format.DTYPES[precision])
+        adapter.file_tensors(DTYPES[precision])
     assert caught.value.reason is FailureReason.LOSS_NOT_FINITE
     assert "checkpoints.precision FP32 or BF16" in caught.value.advice
 
@@ -145,10 +147,11 @@ def test_the_same_training_gives_the_same_bytes(load_model: Load) -> None:
 
 def test_metadata(load_model: Load, tmp_path: Path, base_file: Path) -> None:
     course = arrange(scan(write_pictures(tmp_path / "set")), spec(training={"resolution": 256}).training)
-    about = lora_format.metadata(
+    about = metadata.metadata(
         spec(network={"rank": 4, "alpha": 2}),
         course,
-        lora_format.hash_base_model(base_file),
+        metadata.hash_base_model(base_file),
+        nature=Nature(SD15),
         name="anna-000003",
         epoch=3,
     )
@@ -171,8 +174,8 @@ def test_metadata(load_model: Load, tmp_path: Path, base_file: Path) -> None:
 def told(tmp_path: Path, training: dict[str, Any]) -> dict[str, str]:
     chosen = spec(training={"resolution": 256, **training})
     course = arrange(scan(write_pictures(tmp_path / "set")), chosen.training)
-    base = lora_format.BaseModelFile("m.safetensors", "0" * 64, "0" * 8)
-    return lora_format.metadata(chosen, course, base, name="anna", epoch=2)
+    base = metadata.BaseModelFile("m.safetensors", "0" * 64, "0" * 8)
+    return metadata.metadata(chosen, course, base, nature=Nature(SD15), name="anna", epoch=2)
 
 
 def test_metadata_of_a_plain_training_has_kohyas_words(tmp_path: Path) -> None:
@@ -257,7 +260,9 @@ def test_metadata_counts_held_out_pictures_apart(tmp_path: Path, base_file: Path
     """Under kohya's name, and in none of the numbers of what was trained on."""
     asked = spec(training={"resolution": 256}, validation={"images": 1})
     course = arrange(scan(write_pictures(tmp_path / "set")), asked.training, validation=asked.validation)
-    about = lora_format.metadata(asked, course, lora_format.hash_base_model(base_file), name="anna", epoch=1)
+    about = metadata.metadata(
+        asked, course, metadata.hash_base_model(base_file), nature=Nature(SD15), name="anna", epoch=1
+    )
     assert (about["ss_num_train_images"], about["ss_num_validation_images"]) == ("6", "1")
     assert json.loads(about["ss_dataset_dirs"]) == {"2_sks robot": {"n_repeats": 2, "img_count": 3}}
     assert json.loads(about["ss_tag_frequency"])["2_sks robot"]["blue"] == 3
@@ -266,7 +271,7 @@ def test_metadata_counts_held_out_pictures_apart(tmp_path: Path, base_file: Path
 def test_hashes_are_those_that_kohya_computes(load_model: Load) -> None:
     """Of the tensors' bytes alone, so that editing the metadata does not change them."""
     adapter = trained(load_model())
-    data = save(lora_format.kohya_tensors(adapter, torch.float16))
+    data = save(adapter.file_tensors(torch.float16))
     header = 8 + int.from_bytes(data[:8], "little")
     written = encoded(adapter, {"ss_seed": "1"})
     assert hashlib.sha256(data[header:]).hexdigest().encode() in written[:100_000]
@@ -275,6 +280,6 @@ def test_hashes_are_those_that_kohya_computes(load_model: Load) -> None:
 def test_legacy_hash_is_of_the_second_mebibyte(tmp_path: Path) -> None:
     path = tmp_path / "m"
     path.write_bytes(b"a" * 0x100000 + b"b" * 0x10000 + b"c")
-    about = lora_format.hash_base_model(path, "0" * 64)
+    about = metadata.hash_base_model(path, "0" * 64)
     assert about.legacy_hash == hashlib.sha256(b"b" * 0x10000).hexdigest()[:8]
     assert about.sha256 == "0" * 64

@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 
 from darkroom_api.objectives import Huber, MultiresNoise, Objective, SmoothL1, Timesteps
 from darkroom_trainer import objectives
-from darkroom_trainer.families.sd15 import SCHEDULER
+from darkroom_trainer.families.configurations import SCHEDULER
 
 ALPHAS = DDIMScheduler(**SCHEDULER).alphas_cumprod
 CLEAN = torch.randn(4, 4, 16, 8, generator=torch.Generator().manual_seed(1))
@@ -24,7 +24,7 @@ def noised(objective: Objective, *, clean: torch.Tensor = CLEAN) -> objectives.N
 def test_noise_is_added_as_diffusers_does() -> None:
     ours = noised(PLAIN)
     theirs = DDPMScheduler(**{k: v for k, v in SCHEDULER.items() if k in {"beta_start", "beta_end", "beta_schedule"}})
-    assert torch.equal(ours.latents_BCHW, theirs.add_noise(CLEAN, ours.noise_BCHW, ours.timesteps_B))
+    assert torch.equal(ours.latents_BCHW, theirs.add_noise(CLEAN, ours.target_BCHW, ours.timesteps_B))
 
 
 def test_a_given_noise_at_given_timesteps_is_added_as_diffusers_does() -> None:
@@ -37,7 +37,7 @@ def test_a_given_noise_at_given_timesteps_is_added_as_diffusers_does() -> None:
 
 
 def test_a_noise_offset_moves_whole_channels() -> None:
-    added = noised(Objective(noise_offset=0.5)).noise_BCHW - noised(PLAIN).noise_BCHW
+    added = noised(Objective(noise_offset=0.5)).target_BCHW - noised(PLAIN).target_BCHW
     assert added.flatten(2).std(dim=2).max() < 1e-6
     means = added.mean(dim=(2, 3))
     assert len(set(means.flatten().tolist())) == 16  # one for each picture and channel
@@ -46,8 +46,8 @@ def test_a_noise_offset_moves_whole_channels() -> None:
 
 def test_multires_noise_is_smooth_and_of_deviation_1() -> None:
     clean = torch.zeros(3, 4, 64, 48)
-    plain = noised(PLAIN, clean=clean).noise_BCHW
-    pyramid = noised(Objective(multires_noise=MultiresNoise(iterations=6, discount=0.6)), clean=clean).noise_BCHW
+    plain = noised(PLAIN, clean=clean).target_BCHW
+    pyramid = noised(Objective(multires_noise=MultiresNoise(iterations=6, discount=0.6)), clean=clean).target_BCHW
     assert pyramid.std(dim=(1, 2, 3)).tolist() == pytest.approx([1, 1, 1])
 
     def coarse(noise: torch.Tensor) -> float:
@@ -57,7 +57,7 @@ def test_multires_noise_is_smooth_and_of_deviation_1() -> None:
 
 
 def test_one_level_of_multires_noise_adds_noise_of_the_same_size() -> None:
-    plain = noised(PLAIN).noise_BCHW
+    plain = noised(PLAIN).target_BCHW
     spec = MultiresNoise(iterations=1, discount=0.3)
     twice = objectives.pyramid_noise(plain, spec, torch.Generator().manual_seed(5))
     generator = torch.Generator().manual_seed(5)
@@ -68,7 +68,7 @@ def test_one_level_of_multires_noise_adds_noise_of_the_same_size() -> None:
 
 def test_input_perturbation_changes_what_is_seen_and_not_what_is_asked_for() -> None:
     plain, perturbed = noised(PLAIN), noised(Objective(input_perturbation=0.1))
-    assert torch.equal(perturbed.noise_BCHW, plain.noise_BCHW)
+    assert torch.equal(perturbed.target_BCHW, plain.target_BCHW)
     assert torch.equal(perturbed.timesteps_B, plain.timesteps_B)
     sigmas = (1 - ALPHAS[plain.timesteps_B]).sqrt().view(-1, 1, 1, 1)
     added = (perturbed.latents_BCHW - plain.latents_BCHW) / sigmas

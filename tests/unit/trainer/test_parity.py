@@ -11,7 +11,7 @@ from darkroom_api.objectives import Loss
 from darkroom_api.optimizers import Optimizer
 from darkroom_api.schedules import Schedule
 from darkroom_trainer.adapters import inject
-from darkroom_trainer.lora_format import LOSS_NAMES
+from darkroom_trainer.metadata import LOSS_NAMES
 from darkroom_trainer.objectives import count_errors
 from darkroom_trainer.optimizers import build_optimizer
 from darkroom_trainer.schedules import schedule_factor

@@ -179,8 +179,8 @@ def test_a_step_draws_the_same_noise_however_it_is_cut(make: Maker) -> None:
         [session._noised(item, 0, number) for number, item in enumerate(batch)], torch.device("cpu")
     )
     assert torch.equal(session._noised(batch[1], 0, 1).latents_BCHW, whole.latents_BCHW[1:])
-    assert not torch.equal(session._noised(batch[1], 0, 0).noise_BCHW, whole.noise_BCHW[1:])
-    assert not torch.equal(session._noised(batch[1], 1, 1).noise_BCHW, whole.noise_BCHW[1:])
+    assert not torch.equal(session._noised(batch[1], 0, 0).target_BCHW, whole.target_BCHW[1:])
+    assert not torch.equal(session._noised(batch[1], 1, 1).target_BCHW, whole.target_BCHW[1:])
 
 
 def test_a_state_holds_plain_tensors_and_json(make: Maker, tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_it_learns(make: Maker) -> None:
 
 def test_a_text_encoder_at_rate_0_is_left_alone(make: Maker) -> None:
     session = make(optimizer={"type": "AdamW", "textEncoderLearningRate": 0})
-    assert session.adapter.named_parameters("text_encoder") == {}
+    assert session.trainee.named_parameters("text_encoder") == {}
     assert len(session.peaks) == 1
     session.step()
 
@@ -249,13 +249,13 @@ def test_checkpointing_activations_changes_no_bit(make: Maker) -> None:
 def test_half_precision_keeps_the_adapter_in_fp32(make: Maker) -> None:
     session = make(precision="BF16")
     done = session.step()
-    assert {it.dtype for it in session.adapter.named_parameters().values()} == {torch.float32}
+    assert {it.dtype for it in session.trainee.named_parameters().values()} == {torch.float32}
     assert done.loss == pytest.approx(make().step().loss, rel=0.05)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_pictures(make: Maker) -> None:
     session = make()
-    session.adapter.pairs[0].up.data.fill_(float("nan"))
+    session.trainee.pairs[0].up.data.fill_(float("nan"))
     with pytest.raises(RunError, match=r"loss of step 1 in epoch 1 is nan; its pictures: 2_sks robot/") as caught:
         session.step()
     assert caught.value.reason is FailureReason.LOSS_NOT_FINITE

@@ -13,17 +13,18 @@ from diffusers import DDPMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
+from darkroom_api.text_encoding import TextEncoding
 from darkroom_trainer.batches import Item
 from darkroom_trainer.buckets import Placement
+from darkroom_trainer.conditioning import encode_prompts
 from darkroom_trainer.dataset import Picture
 from darkroom_trainer.errors import RunError, StopRequested
-from darkroom_trainer.families.sd15 import SCHEDULER
+from darkroom_trainer.families.configurations import SCHEDULER
 from darkroom_trainer.latents import to_pixels
-from darkroom_trainer.lora_format import BaseModelFile
+from darkroom_trainer.metadata import BaseModelFile
 from darkroom_trainer.publishing import Publisher
 from darkroom_trainer.reporting import Reporter
 from darkroom_trainer.results import Results
-from darkroom_trainer.sampling import encode_texts
 from darkroom_trainer.services import Services
 from darkroom_trainer.session import Session
 from darkroom_trainer.stopping import StopSignal
@@ -100,7 +101,7 @@ def by_the_formula(
     losses = []
     for held in session.course.validation:
         clean = session.latents.means([held]) * session.model.vae.config.scaling_factor
-        condition = encode_texts(session.model, [held.picture.caption])
+        condition = encode_prompts(session.model, [held.picture.caption], TextEncoding()).states_BLD
         for draw in range(3):
             noise, timestep = fixed_noise(Look(held, draw), clean.shape[1:], seed=42, draws=3, timesteps=timesteps)
             at = torch.tensor([timestep])
@@ -260,7 +261,7 @@ def test_it_may_be_given_up_before_each_batch(make: Maker) -> None:
 
 def test_a_loss_that_is_not_finite_names_the_pictures(make: Maker) -> None:
     session = make(validation=HELD_OUT)
-    session.adapter.pairs[0].up.data.fill_(float("nan"))
+    session.trainee.pairs[0].up.data.fill_(float("nan"))
     with pytest.raises(RunError, match="validation loss of epoch 0 is nan; its pictures: 2_sks robot/"):
         measure(session)
 

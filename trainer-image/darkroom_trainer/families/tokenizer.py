@@ -9,6 +9,8 @@ from transformers import CLIPTokenizer
 
 START: Final = "<|startoftext|>"
 END: Final = "<|endoftext|>"
+OPEN_CLIP_PAD: Final = "!"
+"""Token 0, which OpenCLIP fills up with."""
 MAXIMUM_TOKENS: Final = 77
 
 
@@ -29,10 +31,14 @@ def vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
     return {word: index for index, word in enumerate(words)}
 
 
-def load_tokenizer() -> CLIPTokenizer:
-    """Build the tokenizer of CLIP ViT-L/14, which Stable Diffusion 1.5 reads prompts with."""
+def load_tokenizer(pad: str = END) -> CLIPTokenizer:
+    """Build CLIP's tokenizer, which all families read prompts with.
+
+    Args:
+        pad: What fills a prompt up: CLIP ViT-L's own end mark, or `OPEN_CLIP_PAD` for an OpenCLIP text encoder.
+    """
     text = (files("darkroom_trainer.families") / "clip_vocabulary" / "merges.txt").read_text(encoding="utf-8")
     merges = [(left, right) for left, right in (line.split(" ") for line in text.splitlines())]
     return CLIPTokenizer(
-        vocab=vocabulary(merges), merges=merges, model_max_length=MAXIMUM_TOKENS, pad_token=END, unk_token=END
+        vocab=vocabulary(merges), merges=merges, model_max_length=MAXIMUM_TOKENS, pad_token=pad, unk_token=END
     )
