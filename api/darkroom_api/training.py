@@ -138,7 +138,7 @@ class Training(Model):
     objective: Objective = Field(default_factory=Objective, description="What the loss weighs.")
     captions: Captions = Field(default_factory=Captions, description="Caption shuffling and dropout.")
     precision: Literal["FP32", "BF16", "FP16"] = Field(
-        default="FP32", description="Arithmetic of the frozen base model; the trained weights are always FP32."
+        default="FP32", description="Arithmetic of the model; the weights that are trained are kept in FP32 always."
     )
     gradient_checkpointing: bool = Field(default=False, description="Compute activations twice to hold fewer of them.")
     seed: Seed = Field(default=42, description="All randomness of the run follows from this number.")
@@ -176,6 +176,11 @@ class Checkpoints(Model):
         le=86_400,
         description="Seconds between two saves of the resume state; every epoch and every stop saves it as well.",
     )
+
+    @property
+    def suffix(self) -> str:
+        """Return how the names of the files of weights end."""
+        return ".safetensors"
 
 
 class Samples(Model):

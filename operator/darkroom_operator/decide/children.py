@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from darkroom_api.lora_training import LoraTrainingSpec
 from darkroom_api.names import API_VERSION, LABEL_KIND, LABEL_NAME, LABEL_RUN, PLAN_FILE
 from darkroom_api.plan import RunPlan
+from darkroom_api.training import TrainingSpec
 from darkroom_operator.decide.snapshot import Snapshot
 from darkroom_operator.objects import TRAININGS, Object
 
@@ -14,7 +14,7 @@ KUEUE_QUEUE: Final = "kueue.x-k8s.io/queue-name"
 KUEUE_PRIORITY: Final = "kueue.x-k8s.io/priority-class"
 
 
-def run_plan(snapshot: Snapshot, spec: LoraTrainingSpec) -> RunPlan:
+def run_plan(snapshot: Snapshot, spec: TrainingSpec) -> RunPlan:
     """Return what the pod is told."""
     return RunPlan(
         kind="LoraTraining",
