@@ -5,10 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from darkroom_operator.cache import Cache
-from darkroom_operator.objects import CONFIG_MAPS, JOBS, PODS, TRAININGS, Key, RunKey
-from tests.unit.operator.world import CHILD, NOW, RUN, UID, ended, job, observation, running, training
-
-ANNA = Key("studio", "anna")
+from darkroom_operator.objects import CONFIG_MAPS, JOBS, PODS, RunKey
+from tests.unit.operator.world import (
+    ANNA,
+    CHILD,
+    LORA_TRAININGS,
+    NOW,
+    RUN,
+    UID,
+    ended,
+    job,
+    observation,
+    running,
+    training,
+)
 
 
 def at(version: int, item: dict[str, Any]) -> dict[str, Any]:
@@ -19,7 +29,7 @@ def at(version: int, item: dict[str, Any]) -> dict[str, Any]:
 
 def filled() -> Cache:
     cache = Cache()
-    cache.put(TRAININGS, at(10, training()))
+    cache.put(LORA_TRAININGS, at(10, training()))
     cache.put(JOBS, at(11, job()))
     cache.put(PODS, at(12, running()))
     return cache
@@ -54,7 +64,7 @@ def test_an_older_event_does_not_undo_an_own_write() -> None:
 
 def test_objects_that_only_look_like_ours_are_not() -> None:
     cache = Cache()
-    cache.put(TRAININGS, at(10, training()))
+    cache.put(LORA_TRAININGS, at(10, training()))
     forged = job()
     forged["metadata"]["ownerReferences"] = [{"uid": "other", "controller": True}]
     cache.put(JOBS, at(11, forged))
@@ -114,7 +124,7 @@ def test_a_pods_last_state_outlives_it() -> None:
 def test_nothing_is_left_of_a_training_that_is_gone() -> None:
     cache = filled()
     cache.put(CONFIG_MAPS, at(13, {"metadata": job()["metadata"] | {"uid": "map"}}))
-    cache.remove(TRAININGS, at(30, training()))
+    cache.remove(LORA_TRAININGS, at(30, training()))
     cache.remove(JOBS, at(31, job()))
     cache.remove(PODS, at(32, running()))
     cache.remove(CONFIG_MAPS, at(33, {"metadata": job()["metadata"] | {"uid": "map"}}))
@@ -133,7 +143,7 @@ def test_an_observation_is_news_only_if_it_says_something_new() -> None:
 
 def test_an_observation_survives_a_change_of_the_only_child() -> None:
     cache = Cache()
-    cache.put(TRAININGS, at(10, training()))
+    cache.put(LORA_TRAININGS, at(10, training()))
     cache.put(PODS, at(12, running()))
     cache.observe(RunKey("studio", RUN), "pod-a", progress=observation(step=1).progress, received=NOW)
     cache.put(PODS, at(13, running(deleting=True)))

@@ -18,14 +18,13 @@ from darkroom_operator.client import ApiError
 from darkroom_operator.execute import Executor, RefusedError, _refusal
 from darkroom_operator.kube import AioClient
 from darkroom_operator.metrics import Metrics
-from darkroom_operator.objects import CONFIG_MAPS, JOBS, TRAININGS, WATCHED, Key, Object
+from darkroom_operator.objects import CONFIG_MAPS, JOBS, WATCHED, Key, Object
 from darkroom_operator.polling import Poller
 from darkroom_operator.queue import WorkQueue
 from darkroom_operator.reconciling import Reconciler
 from darkroom_operator.resyncing import Resync, _explain
-from tests.unit.operator.world import CHILD, CONFIG, NOW, RUN, UID, job, running, training
+from tests.unit.operator.world import ANNA, CHILD, CONFIG, LORA_TRAININGS, NOW, RUN, UID, job, running, training
 
-ANNA = Key("studio", "anna")
 Answer = Callable[[str, str, Any], tuple[int, Object]]
 
 
@@ -67,7 +66,7 @@ def versioned(item: Object, version: int) -> Object:
 def reconciler(client: AioClient, *, job_name: str | None = None) -> tuple[Reconciler, WorkQueue[Key], Cache]:
     cache, queue, metrics = Cache(), WorkQueue[Key](), Metrics()
     status = {"jobName": job_name} if job_name else None
-    cache.put(TRAININGS, versioned(training(status=status), 1))
+    cache.put(LORA_TRAININGS, versioned(training(status=status), 1))
 
     def clock() -> datetime:
         return NOW
@@ -197,5 +196,5 @@ async def test_the_operator_is_ready_when_its_watches_have_begun() -> None:
         for resource in WATCHED[1:]:
             resync.watched(resource, "b")
         assert resync.unready() == "no watch has begun yet for loratrainings"
-        resync.watched(TRAININGS, "b")
+        resync.watched(LORA_TRAININGS, "b")
         assert resync.unready() is None
