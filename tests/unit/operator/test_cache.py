@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from darkroom_api.names import LABEL_KIND, LABEL_NAME, LABEL_RUN, child_name, run_id
 from darkroom_operator.cache import Cache
-from darkroom_operator.objects import CONFIG_MAPS, JOBS, PODS, RunKey
+from darkroom_operator.objects import CONFIG_MAPS, JOBS, PARENTS, PODS, Key, Resource, RunKey
 from tests.unit.operator.world import (
     ANNA,
     CHILD,
@@ -25,6 +26,51 @@ def at(version: int, item: dict[str, Any]) -> dict[str, Any]:
     owner = {"ownerReferences": [{"kind": "LoraTraining", "uid": UID, "name": "anna", "controller": True}]}
     known = owner if "ownerReferences" not in item["metadata"] and item["metadata"]["name"] == CHILD else {}
     return item | {"metadata": item["metadata"] | known | {"resourceVersion": str(version)}}
+
+
+def of_kind(resource: Resource, uid: str) -> tuple[Key, dict[str, Any], dict[str, Any]]:
+    """A training named anna, its key and its Job."""
+    item = training(resource)
+    item["metadata"]["uid"] = uid
+    labels = {LABEL_KIND: resource.kind, LABEL_NAME: "anna", LABEL_RUN: run_id(uid)}
+    owner = {"kind": resource.kind, "uid": uid, "name": "anna", "controller": True}
+    child = job()
+    child["metadata"] |= {
+        "name": child_name("anna", run_id(uid)),
+        "uid": f"job of {uid}",
+        "labels": labels,
+        "ownerReferences": [owner],
+    }
+    return Key(resource.kind, "studio", "anna"), at(10, item), at(11, child)
+
+
+def test_trainings_of_two_kinds_may_have_one_name() -> None:
+    cache = Cache()
+    known = [of_kind(resource, f"uid-{resource.plural}") for resource in PARENTS]
+    for key, item, child in known:
+        assert cache.put(key.resource, item) == {key}
+        assert cache.put(JOBS, child) == {key}
+    for key, item, child in known:
+        snapshot = cache.snapshot(key)
+        assert snapshot
+        assert snapshot.job
+        assert snapshot.key == key
+        assert snapshot.training["spec"] == item["spec"]
+        assert snapshot.job["metadata"]["uid"] == child["metadata"]["uid"]
+    assert {key for key, _ in cache.parents()} == {key for key, _, _ in known}
+    first, gone, _ = known[0]
+    assert cache.replace(first.resource, [], version=30, namespace=None) == {first}
+    assert [cache.snapshot(key) is None for key, _, _ in known] == [True, False, False]
+    assert gone["metadata"]["uid"] in cache._tombstones
+
+
+def test_a_child_of_a_kind_that_there_is_not_belongs_to_nobody() -> None:
+    labels = {LABEL_KIND: "Painting", LABEL_NAME: "anna", LABEL_RUN: RUN}
+    stranger = job()
+    stranger["metadata"]["labels"] = labels
+    cache = filled()
+    assert cache.put(JOBS, at(20, stranger)) == set()
+    assert cache.remove(PODS, at(21, running() | {"metadata": running()["metadata"] | {"labels": labels}})) == set()
 
 
 def filled() -> Cache:

@@ -31,7 +31,7 @@ CONFIG = Config(trainer_image="registry.example.com/trainer:1")
 UID = "11111111-2222-3333-4444-555555555555"
 RUN = run_id(UID)
 CHILD = child_name("anna", RUN)
-LORA_TRAININGS, *OTHER_TRAININGS = PARENTS
+LORA_TRAININGS = PARENTS[0]
 ANNA = Key(LORA_TRAININGS.kind, "studio", "anna")
 SPECS = {kind.name: kind.spec for kind in TRAININGS}
 JOB_UID = "job-uid"
