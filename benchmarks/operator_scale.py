@@ -29,6 +29,7 @@ import psutil
 import yaml
 
 from darkroom_api.__main__ import generated_files
+from darkroom_api.kinds import KINDS
 from darkroom_api.names import API_VERSION, LABEL_RUN
 from dev.cluster.certificates import pair
 from dev.cluster.control_plane import ControlPlane
@@ -140,7 +141,7 @@ def settled(api: Api, metrics: Callable[[], str | None], *, count: int, deadline
         text = metrics()
         if not text or value(text, "darkroom_reconciles_total") < count or value(text, "darkroom_queue_depth"):
             return None
-        pending = value(text, "darkroom_runs") - value(text, r'darkroom_runs\{phase="None"\}')
+        pending = value(text, "darkroom_runs") - value(text, r'darkroom_runs\{kind="\w+",phase="None"\}')
         return text if pending >= count else None
 
     text = wait_for(is_done, "all are reconciled", timeout=deadline, pause=0.1)
@@ -151,17 +152,18 @@ def settled(api: Api, metrics: Callable[[], str | None], *, count: int, deadline
 
 def measure(plane: ControlPlane, *, count: int, deadline: float) -> None:
     api = Api(plane)
-    definition = next(text for path, text in generated_files().items() if path.parts[0] == "crds")
-    api.call("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", yaml.safe_load(definition))
+    for path, text in generated_files().items():
+        if path.parts[0] == "crds":
+            api.call("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", yaml.safe_load(text))
     api.call("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
 
     def served() -> bool:
         try:
-            return "items" in api.call("GET", TRAININGS)
+            return all("items" in api.call("GET", f"/apis/{API_VERSION}/{kind.plural}") for kind in KINDS)
         except RuntimeError:
             return False
 
-    wait_for(served, "the CRD is served", timeout=60)
+    wait_for(served, "the CRDs are served", timeout=60)
     plane.supervisor.stop("kube-controller-manager")  # it would make pods at its own pace, and compete for the cores
     spread(plane, trainings(count), TRAININGS)
     with tempfile.TemporaryDirectory() as directory:

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from darkroom_api.base import Model
+from darkroom_api.embedding_training import EmbeddingTrainingSpec
 from darkroom_api.lora_training import LoraTrainingSpec
+from darkroom_api.model_training import ModelTrainingSpec
 from darkroom_api.status import TrainingStatus
-from darkroom_api.training import MUTABLE_FIELDS
+from darkroom_api.training import MUTABLE_FIELDS, TrainingSpec
 
 Column = dict[str, Any]
 
@@ -41,7 +43,7 @@ _TRAINING_COLUMNS: tuple[Column, ...] = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Kind:
     """What the API server must know of a kind."""
 
@@ -59,15 +61,39 @@ class Kind:
         return self.name.lower()
 
 
-LORA_TRAINING = Kind(
+@dataclass(frozen=True, kw_only=True)
+class TrainingKind(Kind):
+    """A kind of training: one GPU Job that reports epochs, and a spec and status of trainings."""
+
+    spec: type[TrainingSpec]
+    status: type[TrainingStatus] = TrainingStatus
+    columns: tuple[Column, ...] = _TRAINING_COLUMNS
+    mutable_fields: frozenset[str] = MUTABLE_FIELDS
+
+
+LORA_TRAINING = TrainingKind(
     name="LoraTraining",
     plural="loratrainings",
     short="lora",
     description="Trains a LoRA on a set of pictures; each epoch's checkpoint and samples go to an S3 store.",
     spec=LoraTrainingSpec,
-    status=TrainingStatus,
-    columns=_TRAINING_COLUMNS,
-    mutable_fields=MUTABLE_FIELDS,
+)
+MODEL_TRAINING = TrainingKind(
+    name="ModelTraining",
+    plural="modeltrainings",
+    short="mt",
+    description="Trains a whole model on a set of pictures, by fine-tuning or DreamBooth; each epoch's checkpoint and "
+    "samples go to an S3 store.",
+    spec=ModelTrainingSpec,
+)
+EMBEDDING_TRAINING = TrainingKind(
+    name="EmbeddingTraining",
+    plural="embeddingtrainings",
+    short="emb",
+    description="Trains an embedding, a new word for the base model, on a set of pictures by textual inversion; each "
+    "epoch's checkpoint and samples go to an S3 store.",
+    spec=EmbeddingTrainingSpec,
 )
 
-KINDS: tuple[Kind, ...] = (LORA_TRAINING,)
+TRAININGS: tuple[TrainingKind, ...] = (LORA_TRAINING, MODEL_TRAINING, EMBEDDING_TRAINING)
+KINDS: tuple[Kind, ...] = (*TRAININGS,)

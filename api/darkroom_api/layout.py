@@ -39,14 +39,14 @@ def state_directory(step: int) -> str:
     return f"state/step-{step:08d}"
 
 
-def weights_file(name: str, *, epoch: int) -> str:
+def weights_file(name: str, *, epoch: int, suffix: str = ".safetensors") -> str:
     """Return the weights' file name after an epoch, as kohya's sd-scripts name it."""
-    return f"{name}-{epoch:06d}.safetensors"
+    return f"{name}-{epoch:06d}{suffix}"
 
 
-def final_weights_file(name: str) -> str:
+def final_weights_file(name: str, *, suffix: str = ".safetensors") -> str:
     """Return the name that the last epoch's weights have besides their numbered one, below the run's prefix."""
-    return f"{name}.safetensors"
+    return f"{name}{suffix}"
 
 
 def sample_file(prompt: int, seed: int) -> str:

@@ -1,10 +1,13 @@
-"""Optimizers that a training can ask for. A new one is a class here and its builder in the trainer."""
+"""Optimizers that a training can ask for. A new one is a class here and its builder in the trainer.
+
+Which learning rates are usual depends on what is trained: specs hold the subclasses of `darkroom_api.rates`.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Final, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, JsonValue, model_validator
 
 from darkroom_api.base import Model
 
@@ -13,19 +16,10 @@ LEAST_RELATIVE_RATE: Final = 0.1
 
 
 class _Optimizer(Model):
-    text_encoder_share: ClassVar[float] = 0.5
-    """Default learning rate of the text encoder as a share of the UNet's: it overtrains sooner."""
     learns_step_size: ClassVar[bool] = False
     """Whether learningRate only multiplies a step size that the optimizer finds."""
 
-    learning_rate: float = Field(default=1e-4, gt=0, le=10, description="Peak learning rate of the UNet's adapter.")
-    text_encoder_learning_rate: float | None = Field(
-        default=None,
-        ge=0,
-        le=10,
-        description="Peak learning rate of the text encoder's adapter; 0 leaves the text encoder untrained. "
-        "Default: half of learningRate; all of it for Prodigy and DAdaptAdam.",
-    )
+    learning_rate: float = Field(default=1e-4, gt=0, le=10, description="Peak learning rate.")
     weight_decay: float = Field(
         default=1e-2,
         ge=0,
@@ -59,7 +53,7 @@ class Lion(_Optimizer):
     """The sign of a momentum (Chen et al. 2023, arXiv 2302.06675): a smaller rate and more decay than AdamW."""
 
     type: Literal["Lion"] = "Lion"
-    learning_rate: float = Field(default=3e-5, gt=0, le=10, description="Peak learning rate of the UNet's adapter.")
+    learning_rate: float = Field(default=3e-5, gt=0, le=10, description="Peak learning rate.")
     weight_decay: float = Field(
         default=1e-1,
         ge=0,
@@ -95,7 +89,7 @@ class CAME(_Optimizer):
     """Adafactor's memory with a confidence in each update (Luo et al. 2023, arXiv 2307.02047)."""
 
     type: Literal["CAME"] = "CAME"
-    learning_rate: float = Field(default=2e-4, gt=0, le=10, description="Peak learning rate of the UNet's adapter.")
+    learning_rate: float = Field(default=2e-4, gt=0, le=10, description="Peak learning rate.")
     beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment.")
     beta2: float = Field(default=0.999, ge=0, lt=1, description="Decay of the second moment.")
     instability_beta: float = Field(
@@ -106,29 +100,6 @@ class CAME(_Optimizer):
     )
 
 
-def _distance_rules(kind: str) -> ConfigDict:
-    """Return the rules of an optimizer that learns one step size, as CEL."""
-    return ConfigDict(
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                {
-                    "rule": "!has(self.textEncoderLearningRate) || self.textEncoderLearningRate == 0.0 || "
-                    "self.textEncoderLearningRate == (has(self.learningRate) ? self.learningRate : 1.0)",
-                    "message": _one_rate(kind),
-                },
-                {
-                    "rule": f"!has(self.learningRate) || self.learningRate >= {LEAST_RELATIVE_RATE}",
-                    "message": _relative_rate(kind),
-                },
-            ]
-        }
-    )
-
-
-def _one_rate(kind: str) -> str:
-    return f"textEncoderLearningRate must equal learningRate, or be 0, for {kind}: it learns one step size for all"
-
-
 def _relative_rate(kind: str) -> str:
     return (
         f"learningRate must be at least {LEAST_RELATIVE_RATE} for {kind}, and is usually 1: "
@@ -136,13 +107,35 @@ def _relative_rate(kind: str) -> str:
     )
 
 
+def _one_rate(kind: str) -> str:
+    return f"textEncoderLearningRate must equal learningRate, or be 0, for {kind}: it learns one step size for all"
+
+
+def _rules(*rules: tuple[str, str]) -> ConfigDict:
+    """Return a model's configuration with rules in CEL, each with its message."""
+    stated: list[JsonValue] = [{"rule": rule, "message": message} for rule, message in rules]
+    return ConfigDict(json_schema_extra={"x-kubernetes-validations": stated})
+
+
+def _rule_of_distance(kind: str) -> tuple[str, str]:
+    return f"!has(self.learningRate) || self.learningRate >= {LEAST_RELATIVE_RATE}", _relative_rate(kind)
+
+
+def rules_of_two_rates(kind: str) -> ConfigDict:
+    """Return the rules of an optimizer that learns one step size for UNet and text encoder, as CEL."""
+    is_one_rate = (
+        "!has(self.textEncoderLearningRate) || self.textEncoderLearningRate == 0.0 || "
+        "self.textEncoderLearningRate == (has(self.learningRate) ? self.learningRate : 1.0)"
+    )
+    return _rules((is_one_rate, _one_rate(kind)), _rule_of_distance(kind))
+
+
 class _DistanceAdapted(_Adam):
     """Adam that learns its step size d; the rate in force is d times learningRate."""
 
-    text_encoder_share: ClassVar[float] = 1.0
     learns_step_size: ClassVar[bool] = True
 
-    learning_rate: float = Field(default=1.0, gt=0, le=10, description="Peak learning rate of the UNet's adapter.")
+    learning_rate: float = Field(default=1.0, gt=0, le=10, description="Peak learning rate.")
     initial_d: float = Field(default=1e-6, gt=0, le=1, description="First guess of the step size d.")
     growth_rate: float | None = Field(
         default=None, gt=1, le=1e6, description="Most that d may grow by in one step, as a factor. Default: no limit."
@@ -152,19 +145,16 @@ class _DistanceAdapted(_Adam):
     )
 
     @model_validator(mode="after")
-    def _one_rate_for_all(self) -> Self:
-        kind = str(getattr(self, "type", ""))
-        if self.text_encoder_learning_rate not in (None, 0.0, self.learning_rate):
-            raise ValueError(_one_rate(kind))
+    def _rate_is_relative(self) -> Self:
         if self.learning_rate < LEAST_RELATIVE_RATE:
-            raise ValueError(_relative_rate(kind))
+            raise ValueError(_relative_rate(str(getattr(self, "type", ""))))
         return self
 
 
 class Prodigy(_DistanceAdapted):
     """Adam that learns its step size (Mishchenko and Defazio 2023, arXiv 2306.06101)."""
 
-    model_config = _distance_rules("Prodigy")
+    model_config = _rules(_rule_of_distance("Prodigy"))
     type: Literal["Prodigy"] = "Prodigy"
     d_coefficient: float = Field(
         default=1.0, gt=0, le=100, description="Multiplies the learnt step size; 0.5 to 2 is usual."
@@ -180,25 +170,18 @@ class Prodigy(_DistanceAdapted):
 class DAdaptAdam(_DistanceAdapted):
     """Adam by D-Adaptation, which learns its step size (Defazio and Mishchenko 2023, arXiv 2301.07733)."""
 
-    model_config = _distance_rules("DAdaptAdam")
+    model_config = _rules(_rule_of_distance("DAdaptAdam"))
     type: Literal["DAdaptAdam"] = "DAdaptAdam"
 
 
 class ScheduleFreeAdamW(_Adam):
     """AdamW that averages its weights instead of lowering its rate (Defazio et al. 2024, arXiv 2405.15682)."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                {
-                    "rule": "!has(self.beta1) || self.beta1 > 0.0",
-                    "message": "beta1 must be greater than 0 for ScheduleFreeAdamW",
-                }
-            ]
-        }
+    model_config = _rules(
+        ("!has(self.beta1) || self.beta1 > 0.0", "beta1 must be greater than 0 for ScheduleFreeAdamW")
     )
     type: Literal["ScheduleFreeAdamW"] = "ScheduleFreeAdamW"
-    learning_rate: float = Field(default=1e-3, gt=0, le=10, description="Peak learning rate of the UNet's adapter.")
+    learning_rate: float = Field(default=1e-3, gt=0, le=10, description="Peak learning rate.")
     averaging_power: float = Field(
         default=0.0, ge=0, le=100, description="Power of the step's number by which later steps weigh more in the mean."
     )
@@ -213,7 +196,32 @@ class ScheduleFreeAdamW(_Adam):
         return self
 
 
+BY_TYPE: Final[Any] = Field(discriminator="type", json_schema_extra={"x-darkroom-default-type": "AdamW"})
+"""What makes a union of optimizers one field of a spec."""
+
 Optimizer = Annotated[
     AdamW | AdamW8bit | Lion | Adafactor | CAME | Prodigy | DAdaptAdam | ScheduleFreeAdamW,
-    Field(discriminator="type", json_schema_extra={"x-darkroom-default-type": "AdamW"}),
+    BY_TYPE,
 ]
+
+
+class TrainsTextEncoder(_Optimizer):
+    """An optimizer of a kind of training that may train the text encoder, at a rate of its own."""
+
+    text_encoder_learning_rate: float | None = Field(
+        default=None,
+        ge=0,
+        le=10,
+        description="Peak learning rate of the text encoder.",
+    )
+
+    @property
+    def text_encoder_share(self) -> float:
+        """Return the default rate of the text encoder as a share of the UNet's: it overtrains sooner."""
+        return 1.0 if self.learns_step_size else 0.5
+
+    @model_validator(mode="after")
+    def _one_rate_for_all(self) -> Self:
+        if self.learns_step_size and self.text_encoder_learning_rate not in (None, 0.0, self.learning_rate):
+            raise ValueError(_one_rate(str(getattr(self, "type", ""))))
+        return self

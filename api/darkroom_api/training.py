@@ -145,7 +145,7 @@ class Training(Model):
     captions: Captions = Field(default_factory=Captions, description="Caption shuffling and dropout.")
     text_encoding: TextEncoding = Field(default_factory=TextEncoding, description="How captions and prompts are read.")
     precision: Literal["FP32", "BF16", "FP16"] = Field(
-        default="FP32", description="Arithmetic of the frozen base model; the trained weights are always FP32."
+        default="FP32", description="Arithmetic of the model; the weights that are trained are kept in FP32 always."
     )
     gradient_checkpointing: bool = Field(default=False, description="Compute activations twice to hold fewer of them.")
     seed: Seed = Field(default=42, description="All randomness of the run follows from this number.")
@@ -183,6 +183,11 @@ class Checkpoints(Model):
         le=86_400,
         description="Seconds between two saves of the resume state; every epoch and every stop saves it as well.",
     )
+
+    @property
+    def suffix(self) -> str:
+        """Return how the names of the files of weights end."""
+        return ".safetensors"
 
 
 class Samples(Model):

@@ -15,7 +15,7 @@ from darkroom_cli.checkpoints import checkpoints
 from darkroom_cli.errors import UserError
 from darkroom_cli.pictures import Subject
 from darkroom_cli.push import push
-from darkroom_cli.resources import ClusterReader, Reference, Training, parse_reference, read_existing
+from darkroom_cli.resources import FORMS, ClusterReader, Reference, Training, parse_reference, read_existing
 from darkroom_cli.store import Access, Store
 from darkroom_cli.watch import watch
 
@@ -89,7 +89,7 @@ def _add_sheet(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _add_cluster_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("resource", metavar="lora/NAME", help="the training")
+    parser.add_argument("resource", metavar="KIND/NAME", help=f"the training: {FORMS}")
     parser.add_argument("--namespace", "-n", help="its namespace (default: that of the kubeconfig's context)")
     parser.add_argument("--kubeconfig", type=Path, help="file to reach the cluster with (default: KUBECONFIG)")
     parser.add_argument("--context", help="context of the kubeconfig (default: the current one)")

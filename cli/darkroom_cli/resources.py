@@ -11,14 +11,16 @@ import urllib3
 from pydantic import ValidationError
 
 from darkroom_api.base import explain
-from darkroom_api.kinds import KINDS, Kind
+from darkroom_api.kinds import TRAININGS, TrainingKind
 from darkroom_api.layout import run_prefix
-from darkroom_api.lora_training import LoraTrainingSpec
 from darkroom_api.names import GROUP, VERSION, run_id
 from darkroom_api.status import TrainingStatus
+from darkroom_api.training import TrainingSpec
 from darkroom_api.uris import S3Location, parse_s3
 from darkroom_cli.errors import UserError
 
+FORMS = " or ".join(f"{kind.short}/NAME" for kind in TRAININGS)
+"""How a person names a training."""
 TIMEOUT_SECONDS = (5, 15)
 """To connect and to read: the client's own default is to wait for ever."""
 
@@ -29,9 +31,9 @@ class ClusterAwayError(Exception):
 
 @dataclass(frozen=True)
 class Reference:
-    """A kind and a name, as in ``lora/anna``."""
+    """A kind of training and a name, as in ``lora/anna``."""
 
-    kind: Kind
+    kind: TrainingKind
     name: str
 
     def __str__(self) -> str:
@@ -45,11 +47,10 @@ def parse_reference(text: str) -> Reference:
         UserError: The text is no such reference.
     """
     kind_name, slash, name = text.partition("/")
-    for kind in KINDS:
+    for kind in TRAININGS:
         if slash and name and kind_name.lower() in {kind.short, kind.singular, kind.plural}:
             return Reference(kind, name)
-    allowed = " or ".join(f"{kind.short}/NAME" for kind in KINDS)
-    raise UserError(f"resource: {text!r} is not allowed; give {allowed}, such as {KINDS[0].short}/anna")
+    raise UserError(f"resource: {text!r} is not allowed; give {FORMS}, such as {TRAININGS[0].short}/anna")
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,14 @@ class Training:
         return TrainingStatus.model_validate(self.body.get("status", {}))
 
     @property
-    def spec(self) -> LoraTrainingSpec:
+    def spec(self) -> TrainingSpec:
         """Return the spec.
 
         Raises:
             UserError: The cluster's resource has what this release of the command line does not know.
         """
         try:
-            return LoraTrainingSpec.model_validate(self.body["spec"])
+            return self.reference.kind.spec.model_validate(self.body["spec"])
         except ValidationError as error:
             raise UserError(
                 f"{self.reference} in namespace {self.namespace} is not understood; "

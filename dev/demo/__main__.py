@@ -117,7 +117,7 @@ def _remove_from(site: Site) -> None:
             f"this machine is stopped all the same. What the demo left in the cluster goes with:\n{ownership.BY_HAND}"
         ) from error
     say("the CustomResourceDefinitions and the objects in the store stay; remove them if nobody else uses them:")
-    say(f"  kubectl delete crd {ownership.TRAININGS}")
+    say(f"  kubectl delete crd {' '.join(ownership.DEFINITIONS)}")
 
 
 class _Ended(BaseException):

@@ -6,11 +6,11 @@ The demo's names are those of the README, so on somebody's cluster they may be t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from darkroom_api.kinds import LORA_TRAINING
+from darkroom_api.kinds import KINDS, LORA_TRAINING
 from darkroom_api.names import GROUP
 from dev.cluster.console import ClusterError, say, stage
 from dev.demo.site import NAMESPACE, RELEASE, SYSTEM_NAMESPACE, Object, Site
@@ -19,6 +19,9 @@ LABEL = "darkroom.dev/demo"
 LABELS = {LABEL: "true"}
 SELECTOR = f"{LABEL}=true"
 TRAININGS = f"{LORA_TRAINING.plural}.{GROUP}"
+"""What the demo makes one of."""
+DEFINITIONS = tuple(f"{kind.plural}.{GROUP}" for kind in KINDS)
+"""What the chart brings; a cluster that had an earlier release may hold some of them."""
 BY_HAND = f"""\
   kubectl delete {TRAININGS} --selector={SELECTOR} --namespace {NAMESPACE}
   helm uninstall {RELEASE} --namespace {SYSTEM_NAMESPACE}
@@ -35,7 +38,7 @@ class Found:
     namespace: Object | None
     secret: Object | None
     training: Object | None
-    crd: Object | None
+    crds: Sequence[Object]
     releases: Sequence[Object]
     """The Secrets in which helm keeps the revisions of a release; the release's labels are theirs."""
 
@@ -53,11 +56,12 @@ def strangers(found: Found) -> list[str]:
         where = f"release {RELEASE} in the namespace {SYSTEM_NAMESPACE}"
         uninstall = f"helm uninstall {RELEASE} --namespace {SYSTEM_NAMESPACE}"
         problems.append(f"helm {where}: your installation of Darkroom; use that one, or remove it: {uninstall}")
-    elif found.crd and (owner := _stranger_of(found.crd)):
+    elif owners := {_name(crd): owner for crd in found.crds if (owner := _stranger_of(crd))}:
         problems.append(
-            f"CustomResourceDefinition {TRAININGS}, which belongs to {owner}: helm would refuse to take it over, and "
-            "two operators must not serve the same trainings; use that installation, or remove it and the CRD: "
-            f"kubectl delete crd {TRAININGS} (this deletes every LoraTraining)"
+            f"CustomResourceDefinitions {', '.join(owners)}, of {' and '.join(sorted(set(owners.values())))}: helm "
+            "would refuse to take them over, and two operators must not serve the same trainings; use that "
+            f"installation, or remove it and the CRDs: kubectl delete crd {' '.join(owners)} (this deletes every "
+            "training)"
         )
     for item, what, delete in (
         (found.namespace, f"namespace {NAMESPACE}", f"namespace {NAMESPACE}"),
@@ -90,14 +94,20 @@ def look(site: Site) -> Found:
     """Return what lies in the cluster under the demo's names."""
     example = site.example()
     in_demo = ("--namespace", NAMESPACE)
-    crd = site.get("customresourcedefinition", TRAININGS)
+    crds = _definitions(site)
+    has_trainings = TRAININGS in map(_name, crds)
     return Found(
         namespace=site.get("namespace", NAMESPACE),
         secret=site.get("secret", example["spec"]["storage"]["credentials"]["secretName"], *in_demo),
-        training=site.get(TRAININGS, example["metadata"]["name"], *in_demo) if crd else None,
-        crd=crd,
+        training=site.get(TRAININGS, example["metadata"]["name"], *in_demo) if has_trainings else None,
+        crds=crds,
         releases=_releases(site),
     )
+
+
+def _definitions(site: Site) -> list[Object]:
+    found = (site.get("customresourcedefinition", name) for name in DEFINITIONS)
+    return [crd for crd in found if crd]
 
 
 def _releases(site: Site) -> list[Object]:
@@ -125,7 +135,7 @@ def require_free(site: Site) -> None:
 def remove(site: Site) -> None:
     """Remove what the demo brought to a cluster that stays; the CRDs and the objects in the store stay too."""
     with stage("remove the demo's training, operator and namespaces", usual="20 s"):
-        if site.get("customresourcedefinition", TRAININGS):
+        if TRAININGS in map(_name, _definitions(site)):
             site.kubectl("delete", TRAININGS, f"--selector={SELECTOR}", "--namespace", NAMESPACE)
         releases = _releases(site)
         if releases and all(is_ours(revision) for revision in releases):
@@ -140,7 +150,5 @@ def remove(site: Site) -> None:
 
 
 def _trainings_of_others(site: Site) -> list[str]:
-    if not site.get("customresourcedefinition", TRAININGS):
-        return []
-    found: Iterable[Object] = (site.get(TRAININGS, "--namespace", NAMESPACE) or {}).get("items", [])
-    return [_name(item) for item in found if not is_ours(item)]
+    lists = [site.get(_name(crd), "--namespace", NAMESPACE) or {} for crd in _definitions(site)]
+    return [_name(item) for found in lists for item in found.get("items", []) if not is_ours(item)]

@@ -7,7 +7,7 @@ state of deleted pods is kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -18,8 +18,8 @@ from darkroom_operator.decide.snapshot import Observation, Snapshot
 from darkroom_operator.objects import (
     CONFIG_MAPS,
     JOBS,
+    PARENTS,
     PODS,
-    TRAININGS,
     WATCHED,
     Key,
     Object,
@@ -28,6 +28,7 @@ from darkroom_operator.objects import (
     controller,
     is_controlled_by,
     metadata,
+    own_key,
     parent_key,
     resource_version,
     run_key,
@@ -44,7 +45,7 @@ Name = tuple[str, str]
 
 @dataclass
 class _Run:
-    """What is known of a run besides its training."""
+    """What is known of a run besides its parent."""
 
     children: dict[Resource, dict[str, Object]]
     departed: dict[str, Object]
@@ -89,7 +90,7 @@ class Cache:
         self._forget(resource, name)
         if resource == PODS:
             self._bury(item)
-        if resource == TRAININGS:
+        if resource in PARENTS:
             self._runs.pop(RunKey(data["namespace"], run_id(data["uid"])), None)
         return _keys(resource, item)
 
@@ -116,13 +117,11 @@ class Cache:
             return True
         return before.progress.model_copy(update={"updated": progress.updated}) != progress
 
-    def training_keys(self) -> set[Key]:
-        """Return the keys of all trainings."""
-        return {Key(*name) for name in self._objects[TRAININGS]}
-
-    def trainings(self) -> Iterable[Object]:
-        """Return all trainings."""
-        return self._objects[TRAININGS].values()
+    def parents(self) -> Iterator[tuple[Key, Object]]:
+        """Return all parents by their keys."""
+        for resource in PARENTS:
+            for name, item in self._objects[resource].items():
+                yield Key(resource.kind, *name), item
 
     def count(self, resource: Resource) -> int:
         """Return how many objects of a type are known."""
@@ -130,7 +129,7 @@ class Cache:
 
     def snapshot(self, key: Key) -> Snapshot | None:
         """Return everything that a decision about a training depends on, or None if there is no such training."""
-        training = self._objects[TRAININGS].get(key)
+        training = self._parent(key)
         if training is None:
             return None
         uid = metadata(training)["uid"]
@@ -141,6 +140,7 @@ class Cache:
         pods = known.children.get(PODS, {}).values()
         departed = tuple(pod for pod in known.departed.values() if _is_of_job(pod, child))
         return Snapshot(
+            resource=key.resource,
             training=training,
             run=run,
             job=job,
@@ -154,12 +154,12 @@ class Cache:
     def _keep(self, resource: Resource, item: Object) -> None:
         data = metadata(item)
         self._objects[resource][data["namespace"], data["name"]] = item
-        if resource != TRAININGS and (key := run_key(item)):
+        if resource not in PARENTS and (key := run_key(item)):
             self._run(key).children.setdefault(resource, {})[data["name"]] = item
 
     def _forget(self, resource: Resource, name: Name) -> None:
         known = self._objects[resource].pop(name, None)
-        if known is None or resource == TRAININGS or not (key := run_key(known)):
+        if known is None or resource in PARENTS or not (key := run_key(known)):
             return
         run = self._runs.get(key)
         if run is None:
@@ -169,22 +169,23 @@ class Cache:
             del self._runs[key]
 
     def _bury(self, pod: Object) -> None:
-        key = run_key(pod)
-        if key is None or parent_key(pod) not in self._objects[TRAININGS]:
-            return  # the training went first, and nobody will ask
+        key, parent = run_key(pod), parent_key(pod)
+        if key is None or parent is None or self._parent(parent) is None:
+            return  # the parent went first, and nobody will ask
         departed = self._run(key).departed
         departed[metadata(pod)["name"]] = slim(PODS, pod)
         while len(departed) > DEPARTED_PODS:
             departed.pop(next(iter(departed)))
+
+    def _parent(self, key: Key) -> Object | None:
+        return self._objects[key.resource].get((key.namespace, key.name))
 
     def _run(self, key: RunKey) -> _Run:
         return self._runs.setdefault(key, _Run({}, {}))
 
 
 def _keys(resource: Resource, item: Object) -> set[Key]:
-    if resource == TRAININGS:
-        return {Key(metadata(item)["namespace"], metadata(item)["name"])}
-    key = parent_key(item)
+    key = own_key(resource, item) if resource in PARENTS else parent_key(item)
     return {key} if key else set()
 
 

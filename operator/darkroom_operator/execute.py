@@ -33,7 +33,6 @@ from darkroom_operator.objects import (
     EVENTS,
     JOBS,
     PODS,
-    TRAININGS,
     Key,
     Object,
     Resource,
@@ -108,19 +107,19 @@ class Executor:
             if error.status == UNREACHABLE:
                 raise
             if error.status != HTTPStatus.CONFLICT:  # an event is a courtesy; the status is the record
-                logger.warning("cannot post an event for %s/%s: %s", *snapshot.key, error)
+                logger.warning("cannot post an event for %s: %s", snapshot.key, error)
 
     async def write_status(self, snapshot: Snapshot, patch: Object) -> bool:
         """Patch the status that the decision saw; False if it is no longer that one."""
         precondition = {"resourceVersion": metadata(snapshot.training)["resourceVersion"]}
         body = {"metadata": precondition, "status": patch}
-        call = self._client.patch(TRAININGS, snapshot.namespace, snapshot.name, body=body, subresource="status")
+        call = self._client.patch(snapshot.resource, snapshot.namespace, snapshot.name, body=body, subresource="status")
         try:
-            self._cache.put(TRAININGS, await self._write("patch", TRAININGS, call))
+            self._cache.put(snapshot.resource, await self._write("patch", snapshot.resource, call))
         except ApiError as error:
             if error.status not in {HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND}:
                 raise
-            await self._refresh(TRAININGS, snapshot.training)
+            await self._refresh(snapshot.resource, snapshot.training)
             return False
         return True
 
@@ -226,7 +225,7 @@ def _event(snapshot: Snapshot, note: Note, *, now: datetime) -> Object:
         },
         "involvedObject": {
             "apiVersion": API_VERSION,
-            "kind": TRAININGS.kind,
+            "kind": snapshot.resource.kind,
             "name": snapshot.name,
             "namespace": snapshot.namespace,
             "uid": snapshot.uid,

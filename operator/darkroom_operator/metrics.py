@@ -39,7 +39,7 @@ class Metrics:
 class LiveGauges(Collector):
     """Gauges that are read off the operator's state when somebody asks."""
 
-    def __init__(self, *, queue_depth: Callable[[], float], phases: Callable[[], dict[str, int]]) -> None:
+    def __init__(self, *, queue_depth: Callable[[], float], phases: Callable[[], dict[tuple[str, str], int]]) -> None:
         self._queue_depth = queue_depth
         self._phases = phases
         self._ages: dict[str, tuple[str, Callable[[], float]]] = {}
@@ -53,9 +53,9 @@ class LiveGauges(Collector):
         depth = GaugeMetricFamily("darkroom_queue_depth", "Trainings that wait for a worker.")
         depth.add_metric([], self._queue_depth())
         yield depth
-        runs = GaugeMetricFamily("darkroom_runs", "Trainings by phase.", labels=["phase"])
-        for phase, number in self._phases().items():
-            runs.add_metric([phase], number)
+        runs = GaugeMetricFamily("darkroom_runs", "Trainings by kind and phase.", labels=["kind", "phase"])
+        for labels, number in self._phases().items():
+            runs.add_metric(labels, number)
         yield runs
         for name, (help_text, read) in self._ages.items():
             age = GaugeMetricFamily(name, help_text)

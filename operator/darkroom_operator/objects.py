@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from darkroom_api.kinds import LORA_TRAINING
-from darkroom_api.names import GROUP, LABEL_NAME, LABEL_RUN, VERSION
+from darkroom_api.kinds import KINDS
+from darkroom_api.names import GROUP, LABEL_KIND, LABEL_NAME, LABEL_RUN, VERSION
 
 Object = dict[str, Any]
 
@@ -30,7 +30,8 @@ class Resource:
         return f"{self.group}/{self.version}" if self.group else self.version
 
 
-TRAININGS: Final = Resource(GROUP, VERSION, LORA_TRAINING.plural, LORA_TRAINING.name)
+PARENTS: Final = tuple(Resource(GROUP, VERSION, kind.plural, kind.name) for kind in KINDS)
+"""Our own kinds: what users apply, and what owns everything that the operator makes."""
 JOBS: Final = Resource("batch", "v1", "jobs", "Job")
 PODS: Final = Resource("", "v1", "pods", "Pod")
 CONFIG_MAPS: Final = Resource("", "v1", "configmaps", "ConfigMap")
@@ -38,18 +39,27 @@ EVENTS: Final = Resource("", "v1", "events", "Event")
 
 CHILDREN: Final = (JOBS, PODS, CONFIG_MAPS)
 """What is watched by the label of a run."""
-WATCHED: Final = (TRAININGS, *CHILDREN)
+WATCHED: Final = (*PARENTS, *CHILDREN)
+_PARENTS_BY_KIND: Final = {resource.kind: resource for resource in PARENTS}
 
 
 class Key(NamedTuple):
-    """Names a training, and with it the unit of work: one key is reconciled by one worker at a time."""
+    """Names a parent, and with it the unit of work: one key is reconciled by one worker at a time."""
 
+    kind: str
     namespace: str
     name: str
 
+    @property
+    def resource(self) -> Resource:
+        return _PARENTS_BY_KIND[self.kind]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name}"
+
 
 class RunKey(NamedTuple):
-    """Names a run; a training that is deleted and applied again is another run."""
+    """Names a run; a parent that is deleted and applied again has another one."""
 
     namespace: str
     run: str
@@ -66,10 +76,15 @@ def labels(item: Mapping[str, Any]) -> dict[str, str]:
     return metadata(item).get("labels") or {}
 
 
+def own_key(resource: Resource, item: Mapping[str, Any]) -> Key:
+    """Return the key of a parent."""
+    return Key(resource.kind, metadata(item)["namespace"], metadata(item)["name"])
+
+
 def parent_key(item: Mapping[str, Any]) -> Key | None:
-    """Return the training that a child names in its label."""
-    name = labels(item).get(LABEL_NAME)
-    return Key(metadata(item)["namespace"], name) if name else None
+    """Return the parent that a child names in its labels, if it is of a kind that there is."""
+    kind, name = labels(item).get(LABEL_KIND), labels(item).get(LABEL_NAME)
+    return Key(kind, metadata(item)["namespace"], name) if name and kind in _PARENTS_BY_KIND else None
 
 
 def run_key(item: Mapping[str, Any]) -> RunKey | None:

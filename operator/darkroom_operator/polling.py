@@ -131,7 +131,7 @@ class Poller:
             progress, result = await ask(session, target)
             self._metrics.polls.labels(result).inc()
             if progress is None:
-                logger.debug("%s/%s: polling pod %s: %s", *key, target.pod, result)
+                logger.debug("%s: polling pod %s: %s", key, target.pod, result)
                 return
             self._note(key, checkpoints=len(progress.checkpoints))
             run = RunKey(key.namespace, target.run)

@@ -65,11 +65,11 @@ class Reconciler:
         try:
             is_done = await self.reconcile(key)
         except ApiError as error:
-            logger.warning("%s/%s: %s; trying again in %.1f s", *key, error, self._queue.retry(key))
+            logger.warning("%s: %s; trying again in %.1f s", key, error, self._queue.retry(key))
             return "error"
         except Exception:
             # One training that brings out a bug must not stop all others.
-            logger.exception("%s/%s: cannot be reconciled; trying again in %.1f s", *key, self._queue.retry(key))
+            logger.exception("%s: cannot be reconciled; trying again in %.1f s", key, self._queue.retry(key))
             return "bug"
         if is_done:
             self._queue.forget(key)
@@ -119,7 +119,7 @@ class Reconciler:
             for action in plan.actions:
                 await self._executor.act(snapshot.key, action)
         except RefusedError as refused:
-            logger.warning("%s/%s: %s", *snapshot.key, refused)
+            logger.warning("%s: %s", snapshot.key, refused)
             self._troubles[snapshot.key] = (snapshot.uid, refused.trouble)
         else:
             self._troubles.pop(snapshot.key, None)

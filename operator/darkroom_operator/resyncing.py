@@ -14,7 +14,7 @@ from typing import Final
 from darkroom_api.names import LABEL_RUN
 from darkroom_operator.cache import Cache
 from darkroom_operator.client import UNREACHABLE, ApiError, KubeClient
-from darkroom_operator.objects import CONFIG_MAPS, JOBS, PODS, TRAININGS, WATCHED, Key, Resource
+from darkroom_operator.objects import CONFIG_MAPS, JOBS, PARENTS, PODS, WATCHED, Key, Resource
 
 logger = logging.getLogger(__name__)
 START_PATIENCE: Final = 60.0
@@ -22,12 +22,20 @@ START_PATIENCE: Final = 60.0
 _PASSING: Final = frozenset({UNREACHABLE, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.GONE, HTTPStatus.TOO_MANY_REQUESTS})
 """A server that is starting or busy, and a list that took so long that its next page is gone."""
 RETRY_PAUSE: Final = 2.0
-_ORDER: Final = (TRAININGS, CONFIG_MAPS, JOBS, PODS)
+_ORDER: Final = (*PARENTS, CONFIG_MAPS, JOBS, PODS)
 """Pods last: a pod that outlives its deleted Job is then certainly seen."""
 
 
 class CannotStartError(Exception):
     """The cluster lacks something without which the operator can do nothing; the message says what to do."""
+
+
+class MissingError(ApiError):
+    """The cluster has no such type of objects."""
+
+    def __init__(self, resource: Resource, error: ApiError) -> None:
+        super().__init__(error.status, error.reason, error.message)
+        self.resource = resource
 
 
 class Resync:
@@ -85,7 +93,7 @@ class Resync:
                 pause = min(8.0, pause * 2)
             else:
                 break
-        for key in self._cache.training_keys():
+        for key, _ in self._cache.parents():
             self._enqueue(key)
 
     def watched(self, resource: Resource, scope: str | None) -> None:
@@ -134,17 +142,22 @@ class Resync:
         self._last = time.monotonic()
 
     async def _list(self, resource: Resource, scope: str | None) -> None:
-        selector = "" if resource == TRAININGS else LABEL_RUN
-        listing = await self._client.list_all(resource, scope, selector=selector)
+        selector = "" if resource in PARENTS else LABEL_RUN
+        try:
+            listing = await self._client.list_all(resource, scope, selector=selector)
+        except ApiError as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                raise MissingError(resource, error) from error
+            raise
         for key in self._cache.replace(resource, listing.items, version=listing.version, namespace=scope):
             self._enqueue(key)
 
 
 def _explain(error: ApiError) -> str | None:
     """Return what to do about an error that waiting does not mend."""
-    if error.status == HTTPStatus.NOT_FOUND:
+    if isinstance(error, MissingError):
         return (
-            f"the cluster has no resource {TRAININGS.plural}.{TRAININGS.group}/{TRAININGS.version}; install the CRDs: "
+            f"the cluster has no resource {error.resource.plural}.{error.resource.api_version}; install the CRDs: "
             "kubectl apply -f crds/, or helm upgrade --install darkroom charts/darkroom"
         )
     if error.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:

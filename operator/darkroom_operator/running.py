@@ -16,7 +16,7 @@ from darkroom_operator.execute import Executor
 from darkroom_operator.health import serve
 from darkroom_operator.kube import connect
 from darkroom_operator.metrics import LiveGauges, Metrics
-from darkroom_operator.objects import CHILDREN, Key
+from darkroom_operator.objects import WATCHED, Key
 from darkroom_operator.polling import Poller
 from darkroom_operator.queue import WorkQueue
 from darkroom_operator.reconciling import Reconciler
@@ -70,13 +70,8 @@ class Operator:
             logger.info("serving /healthz, /readyz and /metrics on port %d", port)
             started = time.perf_counter()
             await self.resync.start()
-            known = ", ".join(f"{self.cache.count(resource)} {resource.plural}" for resource in CHILDREN)
-            logger.info(
-                "synced in %.2f s: %d trainings, %s",
-                time.perf_counter() - started,
-                len(self.cache.training_keys()),
-                known,
-            )
+            known = ", ".join(f"{self.cache.count(resource)} {resource.plural}" for resource in WATCHED)
+            logger.info("synced in %.2f s: %s", time.perf_counter() - started, known)
             await self._work()
 
     async def _work(self) -> None:
@@ -103,8 +98,10 @@ class Operator:
             await asyncio.gather(*tasks, watching, return_exceptions=True)
 
     def _measure(self) -> None:
-        def phases() -> dict[str, int]:
-            return Counter((item.get("status") or {}).get("phase") or "None" for item in self.cache.trainings())
+        def phases() -> dict[tuple[str, str], int]:
+            return Counter(
+                (key.kind, (item.get("status") or {}).get("phase") or "None") for key, item in self.cache.parents()
+            )
 
         gauges = LiveGauges(queue_depth=lambda: float(len(self.queue)), phases=phases)
         ages = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from darkroom_operator.objects import CONFIG_MAPS, JOBS, PODS, TRAININGS, Object, Resource
+from darkroom_operator.objects import CONFIG_MAPS, JOBS, PARENTS, PODS, Object, Resource
 
 _METADATA: Final = (
     "name",
@@ -26,7 +26,7 @@ def _pick(item: Object, names: tuple[str, ...]) -> Object:
     return {name: item[name] for name in names if name in item}
 
 
-def _training(item: Object) -> Object:
+def _parent(item: Object) -> Object:
     return {"spec": item.get("spec") or {}, "status": item.get("status") or {}}
 
 
@@ -40,7 +40,7 @@ def _pod(item: Object) -> Object:
 
 
 _SLIMMERS: Final[dict[Resource, Callable[[Object], Object]]] = {
-    TRAININGS: _training,
+    **dict.fromkeys(PARENTS, _parent),
     JOBS: _job,
     PODS: _pod,
     CONFIG_MAPS: lambda _: {},

@@ -11,7 +11,7 @@ operator's own follows: from then on every deletion is either in that list or in
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,7 +24,7 @@ from darkroom_api.names import LABEL_RUN
 from darkroom_operator.cache import Cache
 from darkroom_operator.config import Config
 from darkroom_operator.kube import PAGE
-from darkroom_operator.objects import CHILDREN, CONFIG_MAPS, JOBS, PODS, TRAININGS, WATCHED, Key, Resource
+from darkroom_operator.objects import CHILDREN, WATCHED, Key, Resource
 
 
 def settings() -> kopf.OperatorSettings:
@@ -93,6 +93,13 @@ def _session(info: kopf.ConnectionInfo, tracer: _Tracer) -> kopf.AiohttpSession:
     )
 
 
+def _handler(resource: Resource, feed: Callable[[Resource, kopf.RawEvent], None]) -> Callable[..., Awaitable[None]]:
+    async def handle(event: kopf.RawEvent, **_: Any) -> None:
+        feed(resource, event)
+
+    return handle
+
+
 def registry(
     cache: Cache,
     enqueue: Callable[[Key], None],
@@ -123,22 +130,11 @@ def registry(
     async def clean_up(**_: Any) -> None:
         ending()  # kopf waits five seconds for whatever runs on after this
 
-    @kopf.on.event(TRAININGS.group, TRAININGS.version, TRAININGS.plural, registry=handlers)
-    async def training(event: kopf.RawEvent, **_: Any) -> None:
-        feed(TRAININGS, event)
-
-    @kopf.on.event(JOBS.group, JOBS.version, JOBS.plural, registry=handlers)
-    async def job(event: kopf.RawEvent, **_: Any) -> None:
-        feed(JOBS, event)
-
-    @kopf.on.event(PODS.group, PODS.version, PODS.plural, registry=handlers)
-    async def pod(event: kopf.RawEvent, **_: Any) -> None:
-        feed(PODS, event)
-
-    @kopf.on.event(CONFIG_MAPS.group, CONFIG_MAPS.version, CONFIG_MAPS.plural, registry=handlers)
-    async def config_map(event: kopf.RawEvent, **_: Any) -> None:
-        feed(CONFIG_MAPS, event)
-
+    for resource in WATCHED:
+        subscribe = kopf.on.event(
+            resource.group, resource.version, resource.plural, id=resource.plural, registry=handlers
+        )
+        subscribe(_handler(resource, feed))
     return handlers
 
 

@@ -46,6 +46,8 @@ def test_the_defaults_make_these_objects_and_no_others(render: Render) -> None:
     assert set(render({})) == {
         ("ServiceAccount", "darkroom-system/darkroom"),
         ("CustomResourceDefinition", "loratrainings.darkroom.dev"),
+        ("CustomResourceDefinition", "modeltrainings.darkroom.dev"),
+        ("CustomResourceDefinition", "embeddingtrainings.darkroom.dev"),
         ("ClusterRole", "darkroom"),
         ("ClusterRole", "darkroom-view"),
         ("ClusterRole", "darkroom-edit"),
@@ -56,10 +58,12 @@ def test_the_defaults_make_these_objects_and_no_others(render: Render) -> None:
 
 
 def test_the_operator_may_do_exactly_what_it_does(render: Render) -> None:
-    assert rules(render({})) == {
-        "darkroom.dev/loratrainings": ["get", "list", "watch"],
-        "darkroom.dev/loratrainings/status": ["patch"],
-        "darkroom.dev/loratrainings/finalizers": ["update"],
+    own = {
+        f"{GROUP}/{kind.plural}{part}": verbs
+        for kind in KINDS
+        for part, verbs in (("", ["get", "list", "watch"]), ("/status", ["patch"]), ("/finalizers", ["update"]))
+    }
+    assert rules(render({})) == own | {
         "batch/jobs": ["get", "list", "watch", "create", "patch", "delete"],
         "/configmaps": ["get", "list", "watch", "create"],
         "/pods": ["list", "watch"],

@@ -24,6 +24,7 @@ from darkroom_api.optimizers import (
     Optimizer,
     Prodigy,
     ScheduleFreeAdamW,
+    TrainsTextEncoder,
 )
 from darkroom_trainer.late_imports import reveal
 
@@ -158,7 +159,7 @@ def _(spec: ScheduleFreeAdamW, groups: Sequence[Group]) -> torch.optim.Optimizer
     )
 
 
-def text_encoder_learning_rate(spec: Optimizer) -> float:
+def text_encoder_learning_rate(spec: TrainsTextEncoder) -> float:
     """Return the text encoder's peak rate: a share of the UNet's unless given."""
     given = spec.text_encoder_learning_rate
     return spec.learning_rate * spec.text_encoder_share if given is None else given

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from darkroom_api.failures import FailureReason
+from darkroom_api.lora_training import LoraTrainingSpec
 from darkroom_api.plan import RunPlan
 from darkroom_api.progress import Stage
 from darkroom_trainer.batches import Course, arrange
@@ -46,7 +47,7 @@ def fetch(plan: RunPlan, services: Services) -> Inputs:
     Raises:
         RunError: One of them is not there or not usable.
     """
-    spec, reporter, store = plan.spec, services.reporter, services.store
+    spec, reporter, store = _trainable(plan), services.reporter, services.store
     reporter.stage(Stage.FETCHING, "base model")
     model = fetch_base_model(
         store, spec.base_model, services.work / "base-model", on_progress=reporter.transfer("base model")
@@ -67,6 +68,12 @@ def fetch(plan: RunPlan, services: Services) -> Inputs:
         return Inputs(file, family, base, course)
 
 
+def _trainable(plan: RunPlan) -> LoraTrainingSpec:
+    if not isinstance(plan.spec, LoraTrainingSpec):
+        raise RunError(FailureReason.INVALID_SPEC, f"plan.kind: {plan.kind!r}: this trainer trains LoraTraining only")
+    return plan.spec
+
+
 def _fetch_pictures(plan: RunPlan, services: Services) -> dict[str, list[Picture]]:
     """Fetch and look through every set of pictures that the spec names, by the field that names it."""
     whats = {DATASET: "pictures", VALIDATION_DATASET: "validation pictures"}
@@ -83,7 +90,7 @@ def _fetch_pictures(plan: RunPlan, services: Services) -> dict[str, list[Picture
 
 def prepare(plan: RunPlan, services: Services, inputs: Inputs) -> Session:
     """Load the model, encode the pictures, and put an adapter with its optimizer into the model."""
-    spec, reporter, course = plan.spec, services.reporter, inputs.course
+    spec, reporter, course = _trainable(plan), services.reporter, inputs.course
     reporter.stage(Stage.INSPECTING, "Loading the base model")
     accelerator = open_accelerator(spec.training.precision, gpus=spec.compute.gpus)
     model = load(

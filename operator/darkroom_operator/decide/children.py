@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import Final
 
-from darkroom_api.lora_training import LoraTrainingSpec
 from darkroom_api.names import API_VERSION, LABEL_KIND, LABEL_NAME, LABEL_RUN, PLAN_FILE
 from darkroom_api.plan import RunPlan
+from darkroom_api.training import TrainingSpec
 from darkroom_operator.decide.snapshot import Snapshot
-from darkroom_operator.objects import TRAININGS, Object
+from darkroom_operator.objects import Object
 
 KUEUE_QUEUE: Final = "kueue.x-k8s.io/queue-name"
 KUEUE_PRIORITY: Final = "kueue.x-k8s.io/priority-class"
 
 
-def run_plan(snapshot: Snapshot, spec: LoraTrainingSpec) -> RunPlan:
+def run_plan(snapshot: Snapshot, spec: TrainingSpec) -> RunPlan:
     """Return what the pod is told."""
     return RunPlan(
-        kind="LoraTraining",
+        kind=snapshot.resource.kind,
         name=snapshot.name,
         namespace=snapshot.namespace,
         uid=snapshot.uid,
@@ -29,7 +29,7 @@ def run_plan(snapshot: Snapshot, spec: LoraTrainingSpec) -> RunPlan:
 def run_labels(snapshot: Snapshot) -> dict[str, str]:
     """Return the labels by which children are watched and found."""
     return {
-        LABEL_KIND: TRAININGS.kind,
+        LABEL_KIND: snapshot.resource.kind,
         LABEL_NAME: snapshot.name,
         LABEL_RUN: snapshot.run,
         "app.kubernetes.io/managed-by": "darkroom",
@@ -45,7 +45,7 @@ def child_metadata(snapshot: Snapshot, *, labels: dict[str, str]) -> Object:
         "ownerReferences": [
             {
                 "apiVersion": API_VERSION,
-                "kind": TRAININGS.kind,
+                "kind": snapshot.resource.kind,
                 "name": snapshot.name,
                 "uid": snapshot.uid,
                 "controller": True,

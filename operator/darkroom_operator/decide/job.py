@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from darkroom_api.failures import NEVER_RETRIED, ExitCode
-from darkroom_api.lora_training import LoraTrainingSpec
 from darkroom_api.names import TRAINER_CONTAINER
 from darkroom_api.training import TrainingSpec
 from darkroom_operator.config import Config
@@ -37,7 +36,7 @@ _POD_FAILURE_RULES: Final[tuple[Object, ...]] = (
 """Which ends of a pod fail the run at once, and which cost no retry; all others count against backoffLimit."""
 
 
-def job(snapshot: Snapshot, spec: LoraTrainingSpec, config: Config) -> Object:
+def job(snapshot: Snapshot, spec: TrainingSpec, config: Config) -> Object:
     """Build the Job.
 
     It has no ttlSecondsAfterFinished yet: see `wanted_ttl`.

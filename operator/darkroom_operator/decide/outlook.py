@@ -8,9 +8,9 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from darkroom_api.failures import NEVER_RETRIED, FailureReason
-from darkroom_api.lora_training import LoraTrainingSpec
 from darkroom_api.progress import EarlyStop
 from darkroom_api.status import TERMINAL_PHASES, Failure, Phase, TrainingStatus
+from darkroom_api.training import TrainingSpec
 from darkroom_operator.config import Config
 from darkroom_operator.decide import failures, waiting
 from darkroom_operator.decide.children import config_map, run_plan
@@ -47,7 +47,7 @@ class Situation:
     """What an outlook is made from."""
 
     snapshot: Snapshot
-    spec: LoraTrainingSpec
+    spec: TrainingSpec
     status: TrainingStatus
     attempts: Sequence[Attempt]
     config: Config
@@ -158,7 +158,7 @@ def _beside(stranger: Attempt, *, recorded: Failure | None) -> Outlook:
     )
 
 
-def _paused(spec: LoraTrainingSpec, outlook: Outlook) -> Outlook:
+def _paused(spec: TrainingSpec, outlook: Outlook) -> Outlook:
     return replace(outlook, reason="Suspending", message="The pod saves its state.") if spec.suspend else outlook
 
 

@@ -7,7 +7,6 @@ import re
 from typing import Final
 
 from darkroom_api.compute import Compute
-from darkroom_api.lora_training import LoraTrainingSpec
 from darkroom_api.names import (
     PLAN_DIRECTORY,
     PLAN_FILE,
@@ -17,6 +16,7 @@ from darkroom_api.names import (
     WORK_DIRECTORY,
 )
 from darkroom_api.storage import Storage
+from darkroom_api.training import TrainingSpec
 from darkroom_operator.config import Config
 from darkroom_operator.decide.children import run_labels
 from darkroom_operator.decide.snapshot import Snapshot
@@ -30,7 +30,7 @@ _CREDENTIALS: Final = (("AWS_ACCESS_KEY_ID", False), ("AWS_SECRET_ACCESS_KEY", F
 """Keys of the credentials' Secret, and whether each may be missing."""
 
 
-def pod_template(snapshot: Snapshot, spec: LoraTrainingSpec, config: Config) -> Object:
+def pod_template(snapshot: Snapshot, spec: TrainingSpec, config: Config) -> Object:
     """Build the template of a run's pods."""
     return {
         "metadata": {"labels": run_labels(snapshot)},
@@ -74,7 +74,7 @@ def _surroundings(config: Config) -> Object:
     return found
 
 
-def _container(spec: LoraTrainingSpec, config: Config) -> Object:
+def _container(spec: TrainingSpec, config: Config) -> Object:
     mounts = [
         {"name": "plan", "mountPath": PLAN_DIRECTORY, "readOnly": True},
         {"name": "work", "mountPath": WORK_DIRECTORY},
@@ -145,7 +145,7 @@ def _whole_cpus(compute: Compute) -> int | None:
     return max(1, math.ceil(float(found[1]) / (1000 if found[2] else 1)))
 
 
-def _volumes(child: str, spec: LoraTrainingSpec) -> list[Object]:
+def _volumes(child: str, spec: TrainingSpec) -> list[Object]:
     volumes: list[Object] = [
         {"name": "plan", "configMap": {"name": child}},
         {"name": "work", "emptyDir": {"sizeLimit": spec.compute.scratch_size}},

@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import Final
 
 from darkroom_api.layout import checkpoint_directory, sample_file, samples_directory, weights_file
-from darkroom_api.lora_training import LoraTrainingSpec
 from darkroom_api.plan import RunPlan
 from darkroom_api.progress import CheckpointRecord, Plan, Progress, Stage
 from darkroom_api.status import MAXIMUM_CHECKPOINTS, CheckpointStatus, Phase, ProgressStatus, TrainingStatus
@@ -216,8 +215,9 @@ def _records(sources: Sources) -> Iterable[CheckpointRecord]:
 
 
 def _address(record: CheckpointRecord, plan: RunPlan) -> CheckpointStatus:
-    spec: LoraTrainingSpec = plan.spec
-    weights = plan.prefix.join(checkpoint_directory(record.epoch), weights_file(plan.name, epoch=record.epoch))
+    spec = plan.spec
+    file = weights_file(plan.name, epoch=record.epoch, suffix=spec.checkpoints.suffix)
+    weights = plan.prefix.join(checkpoint_directory(record.epoch), file)
     names = [sample_file(prompt, seed) for prompt in range(len(spec.samples.prompts)) for seed in spec.samples.seeds]
     directory = plan.prefix.join(samples_directory(record.epoch))
     return CheckpointStatus(

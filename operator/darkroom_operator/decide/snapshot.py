@@ -8,7 +8,7 @@ from typing import Literal
 
 from darkroom_api.names import child_name
 from darkroom_api.progress import Progress
-from darkroom_operator.objects import Key, Object, metadata
+from darkroom_operator.objects import Key, Object, Resource, metadata
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Trouble:
 class Snapshot:
     """All that is known of one training."""
 
+    resource: Resource
+    """The kind of the training."""
     training: Object
     run: str
     job: Object | None = None
@@ -50,7 +52,7 @@ class Snapshot:
 
     @property
     def key(self) -> Key:
-        return Key(self.namespace, self.name)
+        return Key(self.resource.kind, self.namespace, self.name)
 
     @property
     def name(self) -> str:

@@ -1,4 +1,4 @@
-"""Decides about a LoraTraining: the one pure function that everything else serves."""
+"""Decides about a training, of whichever kind: the one pure function that everything else serves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from darkroom_api.base import explain
 from darkroom_api.failures import FailureReason
-from darkroom_api.lora_training import LoraTrainingSpec
+from darkroom_api.kinds import TRAININGS
 from darkroom_api.status import TERMINAL_PHASES, Phase, TrainingStatus
 from darkroom_operator.config import Config
 from darkroom_operator.decide import failures
@@ -24,6 +24,8 @@ from darkroom_operator.decide.snapshot import Action, DeleteJob, PatchJob, Plan,
 from darkroom_operator.decide.status import count_attempts, patch_between, read_status
 from darkroom_operator.objects import is_deleting, metadata
 
+_SPECS = {kind.name: kind.spec for kind in TRAININGS}
+
 
 def decide(snapshot: Snapshot, config: Config, now: datetime) -> Plan:
     """Return what to write so that the cluster comes to what the training asks for.
@@ -37,7 +39,7 @@ def decide(snapshot: Snapshot, config: Config, now: datetime) -> Plan:
     if status.phase in TERMINAL_PHASES:
         return _after_the_end(snapshot, status)
     try:
-        spec = read_known(LoraTrainingSpec, snapshot.training["spec"])
+        spec = read_known(_SPECS[snapshot.resource.kind], snapshot.training["spec"])
     except ValidationError as error:
         return _invalid(snapshot, status, problem=explain(error, "spec"), now=now)
     return _going_on(Situation(snapshot, spec, status, attempts=attempts(snapshot), config=config, now=now))

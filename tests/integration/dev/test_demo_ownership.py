@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
+from darkroom_api.kinds import KINDS, Kind
+from darkroom_api.names import API_VERSION
 from dev.cluster import binaries, storage
 from dev.cluster.console import ClusterError
 from dev.cluster.control_plane import ControlPlane
@@ -25,6 +27,7 @@ from dev.cluster.processes import Supervisor
 from dev.demo import installing, ownership, running
 from dev.demo.__main__ import leave
 from dev.demo.site import CHART, NAMESPACE, RELEASE, SYSTEM_NAMESPACE, Site
+from tests.builders.specs import REQUIRED
 
 TRAININGS = ownership.TRAININGS
 ENDPOINT = storage.Endpoint("http://127.0.0.1:1", "key", "secret")
@@ -45,7 +48,7 @@ def site(kubeconfig: Path) -> Iterator[Site]:
     yield site
     site.helm("uninstall", RELEASE, "--namespace", SYSTEM_NAMESPACE, "--ignore-not-found", check=False)
     site.kubectl("delete", "namespace", NAMESPACE, SYSTEM_NAMESPACE, "--ignore-not-found")
-    site.kubectl("delete", "crd", TRAININGS, "--ignore-not-found")
+    site.kubectl("delete", "crd", *ownership.DEFINITIONS, "--ignore-not-found")
 
 
 def install(site: Site, *flags: str, release: str = RELEASE, namespace: str = SYSTEM_NAMESPACE) -> None:
@@ -93,19 +96,21 @@ def test_a_users_installation_is_refused_and_survives_demo_down(site: Site) -> N
 def test_an_installation_under_another_name_is_found_by_its_crd(site: Site) -> None:
     install(site, release="dr", namespace="platform")
     try:
-        with pytest.raises(ClusterError, match="belongs to the helm release dr in the namespace platform"):
+        with pytest.raises(ClusterError, match="of the helm release dr in the namespace platform"):
             ownership.require_free(site)
     finally:
         site.helm("uninstall", "dr", "--namespace", "platform", "--wait")
 
 
-def test_a_users_training_keeps_the_demos_namespace(site: Site) -> None:
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_users_training_keeps_the_demos_namespace(site: Site, kind: Kind) -> None:
     installing.prepare_namespaces(site)
     install(site, "--labels", ownership.SELECTOR)
     running.apply_training(site)
-    site.apply(training("mine", site))
+    mine = {"name": "mine", "namespace": NAMESPACE}
+    site.apply({"apiVersion": API_VERSION, "kind": kind.name, "metadata": mine, "spec": REQUIRED[kind.name]})
     ownership.remove(site)
-    assert site.get(TRAININGS, "mine", "--namespace", NAMESPACE)
+    assert site.get(kind.plural, "mine", "--namespace", NAMESPACE)
     assert site.get(TRAININGS, running.name_of(site), "--namespace", NAMESPACE) is None
 
 

@@ -11,18 +11,20 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self, TypeVar
 
-from darkroom_api.names import GROUP, LABEL_RUN, PROGRESS_PORT, VERSION, run_id
+from darkroom_api.kinds import KINDS, LORA_TRAINING, TrainingKind
+from darkroom_api.names import API_VERSION, LABEL_RUN, PROGRESS_PORT, run_id
 from darkroom_api.progress import CheckpointRecord, Plan, Progress, Stage
 from darkroom_api.result import RunResult, encode_result
 from dev.cluster.certificates import pair
 from dev.cluster.components import Site
 from dev.cluster.console import ClusterError
 from dev.cluster.waiting import wait_for
+from tests.builders.specs import REQUIRED
 
 Object = dict[str, Any]
 NODE = "node1"
@@ -30,11 +32,6 @@ PATIENCE = 120.0
 """Seconds; long, since the machine may be busy with other things, and short waits prove nothing more."""
 T = TypeVar("T")
 MERGE = "application/merge-patch+json"
-SPEC: Object = {
-    "baseModel": {"uri": "s3://models/base.safetensors"},
-    "dataset": {"uri": "s3://studio/anna"},
-    "output": {"uri": "s3://studio/loras"},
-}
 PLAN = Plan(images=15, buckets=[], steps_per_epoch=10, total_steps=20)
 _addresses = itertools.count(250 * (os.getpid() % 250))
 """Loopback addresses for pods; another session of tests begins elsewhere."""
@@ -87,10 +84,15 @@ class Server:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Objects of one namespace."""
+    """Objects of one namespace; its trainings are of one kind, see `of`."""
 
     server: Server
     namespace: str
+    kind: TrainingKind = LORA_TRAINING
+
+    def of(self, kind: TrainingKind) -> Cluster:
+        """Return the same namespace for trainings of another kind."""
+        return replace(self, kind=kind)
 
     def call(self, method: str, path: str, body: object = None, *, content_type: str = "application/json") -> Object:
         status, data = self.server.request(method, path, body, content_type=content_type)
@@ -100,21 +102,21 @@ class Cluster:
         return parsed
 
     def path(self, plural: str, name: str = "", subresource: str = "") -> str:
-        prefixes = {"loratrainings": f"/apis/{GROUP}/{VERSION}", "jobs": "/apis/batch/v1"}
+        prefixes = {kind.plural: f"/apis/{API_VERSION}" for kind in KINDS} | {"jobs": "/apis/batch/v1"}
         parts = [prefixes.get(plural, "/api/v1"), "namespaces", self.namespace, plural, name, subresource]
         return "/".join(part for part in parts if part)
 
     def apply(self, name: str, *, labels: Mapping[str, str] | None = None, **spec: Any) -> Object:
         body = {
-            "apiVersion": f"{GROUP}/{VERSION}",
-            "kind": "LoraTraining",
+            "apiVersion": API_VERSION,
+            "kind": self.kind.name,
             "metadata": {"name": name, "namespace": self.namespace, "labels": dict(labels or {})},
-            "spec": SPEC | spec,
+            "spec": REQUIRED[self.kind.name] | spec,
         }
-        return self.call("POST", self.path("loratrainings") + "?fieldValidation=Strict", body)
+        return self.call("POST", self.path(self.kind.plural) + "?fieldValidation=Strict", body)
 
     def change(self, name: str, **spec: Any) -> Object:
-        return self.call("PATCH", self.path("loratrainings", name), {"spec": spec}, content_type=MERGE)
+        return self.call("PATCH", self.path(self.kind.plural, name), {"spec": spec}, content_type=MERGE)
 
     def get(self, plural: str, name: str) -> Object | None:
         try:
@@ -137,7 +139,7 @@ class Cluster:
         self.call("DELETE", self.path(plural, name), options)
 
     def training(self, name: str) -> Object:
-        found = self.get("loratrainings", name)
+        found = self.get(self.kind.plural, name)
         assert found, f"{name} is there"
         return found
 

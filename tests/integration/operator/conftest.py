@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 from darkroom_api.__main__ import generated_files
+from darkroom_api.kinds import KINDS
+from darkroom_api.names import API_VERSION
 from dev.cluster.control_plane import ControlPlane
 from dev.cluster.waiting import wait_for
 from tests.integration.operator.cluster import Cluster, Server, played_node
@@ -22,13 +24,14 @@ NewCluster = Callable[[], Cluster]
 def server(control_plane: ControlPlane) -> Iterator[Server]:
     """The API server with our CRDs and one node."""
     server = Server(control_plane.site)
-    definition = next(text for path, text in generated_files().items() if path.parts[0] == "crds")
-    path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-    status, body = server.request("POST", path, yaml.safe_load(definition))
-    assert status in {201, 409}, body
+    for file, text in generated_files().items():
+        if file.parts[0] == "crds":
+            path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+            status, body = server.request("POST", path, yaml.safe_load(text))
+            assert status in {201, 409}, body
     wait_for(
-        lambda: server.request("GET", "/apis/darkroom.dev/v1alpha1/loratrainings")[0] == 200,
-        "the CRD is served",
+        lambda: all(server.request("GET", f"/apis/{API_VERSION}/{kind.plural}")[0] == 200 for kind in KINDS),
+        "the CRDs are served",
         timeout=30,
     )
     with played_node(server):

@@ -282,7 +282,7 @@ def test_a_deletion_between_the_operators_list_and_its_watch_is_noticed(
     cluster.apply(NAME)
     run = cluster.run(NAME)
     owner = {"apiVersion": "batch/v1", "kind": "Job", "name": f"{NAME}-{run}", "uid": "0", "controller": True}
-    labels = {"darkroom.dev/run": run, "darkroom.dev/name": NAME}
+    labels = {"darkroom.dev/run": run, "darkroom.dev/name": NAME, "darkroom.dev/kind": "LoraTraining"}
     spec = {"containers": [{"name": "trainer", "image": "x"}]}
     with FaultProxy(control_plane.site, tmp_path, rewrite=delete_before_the_informer_lists) as proxy:
         # A pod of a Job that is gone: while it is there, no new Job may be made. The finalizer holds the garbage

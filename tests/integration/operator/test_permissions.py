@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from darkroom_api.failures import ExitCode
+from darkroom_api.kinds import TRAININGS
 from dev.cluster import binaries
 from dev.cluster.control_plane import ControlPlane
 from tests.integration.operator.cluster import PLAN, Cluster, record, take_pod
@@ -62,6 +63,9 @@ def test_the_charts_rules_are_enough_for_a_whole_run(
     with OperatorProcess(kubeconfig, tmp_path / "log", namespace=scope):
         cluster.apply("anna", training={"epochs": 2}, ttlSecondsAfterFinished=0)
         cluster.apply("bea", labels={"kueue.x-k8s.io/queue-name": "gpus"})
+        others = [cluster.of(kind) for kind in TRAININGS if kind != cluster.kind]
+        for other in others:
+            other.apply("anna")
         with take_pod(cluster, "anna") as pod:
             pod.say(plan=PLAN, epoch=1, step=5, checkpoints=[record(1)])
             pod.start()
@@ -71,6 +75,9 @@ def test_the_charts_rules_are_enough_for_a_whole_run(
         cluster.wait(lambda: cluster.job("anna") is None, "anna", "the ttl has deleted the Job")
         cluster.change("bea", suspend=True)
         cluster.wait_phase("bea", "Suspended")
+        for other in others:
+            other.change("anna", suspend=True)
+            other.wait_phase("anna", "Suspended")
         events = cluster.list_all("events")
         assert {event["reason"] for event in events if event["involvedObject"]["kind"] == "LoraTraining"} > {
             "Succeeded"

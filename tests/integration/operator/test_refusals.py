@@ -6,8 +6,12 @@ from typing import Any
 
 import pytest
 
+from darkroom_api.kinds import EMBEDDING_TRAINING, LORA_TRAINING, MODEL_TRAINING, TRAININGS, TrainingKind
 from darkroom_api.lora_training import LoraTrainingSpec
-from tests.integration.operator.cluster import MERGE, SPEC, Cluster, RefusedError
+from tests.builders.specs import REQUIRED
+from tests.integration.operator.cluster import MERGE, Cluster, RefusedError
+
+EVERY_KIND = pytest.mark.parametrize("kind", TRAININGS, ids=lambda kind: kind.name)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +69,90 @@ def test_a_wrong_spec_is_refused_with_path_given_and_allowed(
 
 
 @pytest.mark.parametrize(
+    ("kind", "spec", "words"),
+    [
+        (MODEL_TRAINING, {"network": {"rank": 4}}, ["unknown field", "spec.network"]),
+        (MODEL_TRAINING, {"parts": {"unet": "None"}}, ["parts.unet None needs training.optimizer.textEncoderLearning"]),
+        (
+            MODEL_TRAINING,
+            {"parts": {"textEncoderUntilStep": 9}, "training": {"optimizer": {"textEncoderLearningRate": 0}}},
+            ["parts.textEncoderUntilStep needs training.optimizer.textEncoderLearningRate greater than 0"],
+        ),
+        (
+            MODEL_TRAINING,
+            {
+                "parts": {"unet": "None", "textEncoderUntilStep": 9},
+                "training": {"optimizer": {"textEncoderLearningRate": 1e-6}},
+            },
+            ["spec.parts", "parts.textEncoderUntilStep needs a part of the UNet"],
+        ),
+        (MODEL_TRAINING, {"ema": {"decay": 1}}, ["spec.ema.decay", "should be less than 1"]),
+        (MODEL_TRAINING, {"checkpoints": {"format": "Diffusers"}}, ["spec.checkpoints.format", "Safetensors", "Ckpt"]),
+        (
+            MODEL_TRAINING,
+            {"training": {"optimizer": {"type": "Prodigy", "textEncoderLearningRate": 0.5}}},
+            ["spec.training.optimizer", "must equal learningRate, or be 0, for Prodigy"],
+        ),
+        (
+            EMBEDDING_TRAINING,
+            {"training": {"optimizer": {"textEncoderLearningRate": 1e-4}}},
+            ["unknown field", "spec.training.optimizer.textEncoderLearningRate"],
+        ),
+        (
+            EMBEDDING_TRAINING,
+            {"training": {"optimizer": {"type": "DAdaptAdam", "learningRate": 1e-3}}},
+            ["learningRate must be at least 0.1 for DAdaptAdam"],
+        ),
+        (EMBEDDING_TRAINING, {"embedding": {}}, ["spec.embedding.token", "Required"]),
+        (EMBEDDING_TRAINING, {"embedding": {"token": "a b"}}, ["spec.embedding.token", "a b"]),
+        (EMBEDDING_TRAINING, {"embedding": {"token": "a,b"}}, ["spec.embedding.token", "a,b"]),
+        (EMBEDDING_TRAINING, {"embedding": {"token": "a", "numVectors": 65}}, ["spec.embedding.numVectors", "65"]),
+        (EMBEDDING_TRAINING, {"regularization": {"class": "robot"}}, ["unknown field", "spec.regularization"]),
+        (LORA_TRAINING, {"regularization": {}}, ["spec.regularization", "give either uri or class, not both and not"]),
+        (
+            MODEL_TRAINING,
+            {"regularization": {"uri": "s3://studio/robots", "class": "robot"}},
+            ["spec.regularization", "give either uri or class, not both and not neither"],
+        ),
+    ],
+)  # fmt: skip
+def test_what_does_not_belong_to_a_kind_is_refused(
+    cluster: Cluster, kind: TrainingKind, spec: dict[str, Any], words: list[str]
+) -> None:
+    with pytest.raises(RefusedError) as refused:
+        cluster.of(kind).apply("anna", **spec)
+    assert refused.value.status in {400, 422}
+    for word in words:
+        assert word in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec"),
+    [
+        (MODEL_TRAINING, {"parts": {"unet": "None"}, "training": {"optimizer": {"textEncoderLearningRate": 1e-6}}}),
+        (
+            MODEL_TRAINING,
+            {
+                "parts": {"unet": "CrossAttention", "textEncoderUntilStep": 100},
+                "ema": {},
+                "checkpoints": {"format": "Ckpt", "precision": "FP32"},
+                "training": {"optimizer": {"type": "Prodigy", "textEncoderLearningRate": 1}},
+                "regularization": {"class": "photo of a robot"},
+            },
+        ),
+        (LORA_TRAINING, {"regularization": {"uri": "s3://studio/robots", "priorWeight": 0.5}}),
+        (EMBEDDING_TRAINING, {"embedding": {"token": "<sks>", "initializer": "small robot"}}),
+        (EMBEDDING_TRAINING, {"training": {"optimizer": {"type": "Prodigy"}}}),
+    ],
+)
+def test_what_a_kind_may_be_given_is_taken_and_understood_with_the_servers_defaults(
+    cluster: Cluster, kind: TrainingKind, spec: dict[str, Any]
+) -> None:
+    stored = cluster.of(kind).apply("anna", **spec)["spec"]
+    assert kind.spec.model_validate(stored) == kind.spec.model_validate(REQUIRED[kind.name] | spec)
+
+
+@pytest.mark.parametrize(
     "training",
     [
         {
@@ -93,21 +181,46 @@ def test_what_may_not_change_is_refused_and_what_may_is_not(cluster: Cluster) ->
         cluster.change("anna", validation={"images": 1})
     with pytest.raises(RefusedError, match="network may not change"):
         cluster.change("anna", network={"rank": 4})
+    with pytest.raises(RefusedError, match="regularization may not change"):
+        cluster.change("anna", regularization={"class": "robot"})
     changed = cluster.change("anna", suspend=True, backoffLimit=0, activeDeadlineSeconds=5, ttlSecondsAfterFinished=0)
     assert changed["metadata"]["generation"] == 2
 
 
-def test_an_object_with_only_its_required_fields_takes_a_status_and_a_suspension(cluster: Cluster) -> None:
+@EVERY_KIND
+def test_an_object_with_only_its_required_fields_takes_a_status_and_a_suspension(
+    cluster: Cluster, kind: TrainingKind
+) -> None:
+    cluster = cluster.of(kind)
     created = cluster.apply("anna")
     assert created["status"] == {"observedGeneration": -1}  # else kstatus takes it for finished
-    assert set(SPEC) < set(created["spec"])
+    assert set(REQUIRED[kind.name]) < set(created["spec"])
     patch = {"status": {"phase": "Pending", "observedGeneration": 1}}
-    patched = cluster.call("PATCH", cluster.path("loratrainings", "anna", "status"), patch, content_type=MERGE)
+    patched = cluster.call("PATCH", cluster.path(kind.plural, "anna", "status"), patch, content_type=MERGE)
     assert patched["status"]["phase"] == "Pending"
     assert cluster.change("anna", suspend=True)["spec"]["suspend"] is True
 
 
-def test_a_name_that_leaves_no_room_for_the_jobs_is_refused(cluster: Cluster) -> None:
+@pytest.mark.parametrize(
+    ("kind", "field", "change"),
+    [
+        (MODEL_TRAINING, "ema", {"decay": 0.9}),
+        (MODEL_TRAINING, "parts", {"unet": "Attention"}),
+        (EMBEDDING_TRAINING, "embedding", {"token": "other"}),
+    ],
+)
+def test_what_a_kind_has_of_its_own_may_not_change(
+    cluster: Cluster, kind: TrainingKind, field: str, change: dict[str, Any]
+) -> None:
+    cluster = cluster.of(kind)
+    cluster.apply("anna")
+    with pytest.raises(RefusedError, match=f"{field} may not change; apply the resource under a new name"):
+        cluster.change("anna", **{field: change})
+
+
+@EVERY_KIND
+def test_a_name_that_leaves_no_room_for_the_jobs_is_refused(cluster: Cluster, kind: TrainingKind) -> None:
+    cluster = cluster.of(kind)
     with pytest.raises(RefusedError, match="at most 50 characters"):
         cluster.apply("a" * 51)
     cluster.apply("a" * 50)

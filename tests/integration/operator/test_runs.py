@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Any
 
 import pytest
 
 from darkroom_api.failures import ExitCode, FailureReason
+from darkroom_api.kinds import TRAININGS, TrainingKind
 from darkroom_api.plan import RunPlan
 from darkroom_api.result import RunFailure, RunResult
 from dev.cluster.waiting import wait_for
@@ -17,7 +19,12 @@ from tests.integration.operator.process import OperatorProcess
 pytestmark = pytest.mark.usefixtures("operator")
 
 
-def test_a_run_goes_from_apply_to_success(cluster: Cluster) -> None:
+EVERY_KIND = pytest.mark.parametrize("kind", TRAININGS, ids=lambda kind: kind.name)
+
+
+@EVERY_KIND
+def test_a_run_goes_from_apply_to_success(cluster: Cluster, kind: TrainingKind) -> None:
+    cluster = cluster.of(kind)
     cluster.apply("anna", training={"epochs": 2}, samples={"prompts": ["a"], "seeds": [7]})
     with take_pod(cluster, "anna") as pod:
         config_map = cluster.get("configmaps", f"anna-{pod.run}")
@@ -25,6 +32,7 @@ def test_a_run_goes_from_apply_to_success(cluster: Cluster) -> None:
         assert config_map["immutable"]
         plan = RunPlan.model_validate_json(config_map["data"]["plan.json"])
         assert plan.uid == cluster.training("anna")["metadata"]["uid"]
+        assert type(plan.spec) is kind.spec
         cluster.wait_phase("anna", "Pending")
 
         pod.say(plan=PLAN, epoch=1, step=3, loss=0.5, learning_rate=1e-4, steps_per_second=2.0)
@@ -47,7 +55,7 @@ def test_a_run_goes_from_apply_to_success(cluster: Cluster) -> None:
 
         pod.say(plan=PLAN, epoch=2, step=12, checkpoints=[record(1)])
         status = cluster.wait_status("anna", lambda now: now.get("checkpoints"), "a checkpoint")
-        prefix = f"s3://studio/loras/anna-{pod.run}"
+        prefix = f"s3://studio/results/anna-{pod.run}"
         assert status["output"] == prefix
         assert status["checkpoints"] == [
             {
@@ -73,6 +81,24 @@ def test_a_run_goes_from_apply_to_success(cluster: Cluster) -> None:
         "Progressing": "False",
         "ReferencesResolved": "True",
     }
+
+
+def test_trainings_of_all_kinds_may_have_one_name(cluster: Cluster) -> None:
+    clusters = [cluster.of(kind) for kind in TRAININGS]
+    for each in clusters:
+        each.apply("anna", training={"epochs": 2})
+    jobs = [each.wait(functools.partial(each.job, "anna"), "anna", "the Job") for each in clusters]
+    assert len({job["metadata"]["name"] for job in jobs}) == len(clusters)
+    first, *others = clusters
+    with take_pod(first, "anna") as pod:
+        pod.start()
+        first.wait_phase("anna", "Running")
+        pod.succeed()
+        first.wait_phase("anna", "Succeeded")
+    for each in others:
+        each.change("anna", suspend=True)
+        each.wait_phase("anna", "Suspended")
+    assert first.status("anna")["phase"] == "Succeeded"
 
 
 def test_suspension_stops_the_pod_and_resuming_starts_another(cluster: Cluster) -> None:
@@ -124,12 +150,14 @@ def test_mutable_fields_follow_onto_the_job(cluster: Cluster) -> None:
     )
 
 
-def test_deleting_the_training_deletes_all_it_made(cluster: Cluster) -> None:
+@EVERY_KIND
+def test_deleting_the_training_deletes_all_it_made(cluster: Cluster, kind: TrainingKind) -> None:
+    cluster = cluster.of(kind)
     cluster.apply("anna")
     take_pod(cluster, "anna")
     job = f"anna-{cluster.run('anna')}"
     pod = cluster.pods("anna")[0]["metadata"]["name"]
-    cluster.delete("loratrainings", "anna")
+    cluster.delete(kind.plural, "anna")
     wait_for(
         lambda: "deletionTimestamp" in (cluster.get("pods", pod) or {"metadata": "deletionTimestamp"})["metadata"],
         "pod stops",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -10,19 +10,23 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from darkroom_api.base import explain
+from darkroom_api.kinds import EMBEDDING_TRAINING, LORA_TRAINING, MODEL_TRAINING, TRAININGS, TrainingKind
 from darkroom_api.lora_training import LoraTrainingSpec
+from darkroom_api.model_training import ModelTrainingSpec
+from darkroom_api.optimizers import Optimizer
+from darkroom_api.rates import LoraAdamW, LoraProdigy, ModelProdigy
 from darkroom_api.uris import S3Location, parse_s3
-
-MINIMAL: dict[str, Any] = {
-    "baseModel": {"uri": "s3://models/base.safetensors"},
-    "dataset": {"uri": "s3://studio/pictures"},
-    "output": {"uri": "s3://studio/loras"},
-}
+from tests.builders.specs import MINIMAL, REQUIRED
 
 
-def refusal(**changes: Any) -> str:
+@pytest.fixture(params=TRAININGS, ids=lambda kind: kind.name)
+def kind(request: pytest.FixtureRequest) -> TrainingKind:
+    return request.param
+
+
+def refusal(kind: TrainingKind = LORA_TRAINING, **changes: Any) -> str:
     with pytest.raises(ValidationError) as caught:
-        LoraTrainingSpec.model_validate(MINIMAL | changes)
+        kind.spec.model_validate(REQUIRED[kind.name] | changes)
     return explain(caught.value, "spec")
 
 
@@ -42,9 +46,9 @@ def test_nothing_is_held_back_unless_asked_for() -> None:
 @pytest.mark.parametrize(
     "more", [{}, {"validation": {"dataset": {"uri": "s3://studio/others"}, "earlyStopping": {"patience": 2}}}]
 )
-def test_spec_survives_its_own_json(more: dict[str, Any]) -> None:
-    spec = LoraTrainingSpec.model_validate(MINIMAL | more)
-    assert LoraTrainingSpec.model_validate_json(spec.model_dump_json(by_alias=True)) == spec
+def test_spec_survives_its_own_json(kind: TrainingKind, more: dict[str, Any]) -> None:
+    spec = kind.spec.model_validate(REQUIRED[kind.name] | more)
+    assert kind.spec.model_validate_json(spec.model_dump_json(by_alias=True)) == spec
 
 
 @pytest.mark.parametrize(
@@ -153,9 +157,114 @@ def test_what_makes_sense_survives_with_every_default_filled_in(training: dict[s
     assert LoraTrainingSpec.model_validate_json(spec.model_dump_json(by_alias=True)) == spec
 
 
-def test_what_learns_its_step_size_begins_at_rate_1() -> None:
-    spec = LoraTrainingSpec.model_validate(MINIMAL | {"training": {"optimizer": {"type": "Prodigy"}}})
-    assert spec.training.optimizer.learning_rate == 1
+def test_every_optimizer_has_the_usual_rate_of_what_is_trained(kind: TrainingKind) -> None:
+    of_adamw = {"LoraTraining": 1e-4, "ModelTraining": 2e-6, "EmbeddingTraining": 5e-4}[kind.name]
+    factors = {"AdamW": 1, "AdamW8bit": 1, "Adafactor": 1, "Lion": 0.3, "CAME": 2, "ScheduleFreeAdamW": 10}
+    expected = {name: of_adamw * factor for name, factor in factors.items()} | {"Prodigy": 1, "DAdaptAdam": 1}
+    assert set(expected) == {each.__name__ for each in get_args(get_args(Optimizer)[0])}
+    for name, rate in expected.items():
+        spec = kind.spec.model_validate(REQUIRED[kind.name] | {"training": {"optimizer": {"type": name}}})
+        assert spec.training.optimizer.learning_rate == pytest.approx(rate)
+    assert kind.spec.model_validate(REQUIRED[kind.name]).training.optimizer.learning_rate == of_adamw
+
+
+def test_a_text_encoder_is_trained_with_a_lora_but_with_a_model_only_if_asked() -> None:
+    assert LoraAdamW().text_encoder_learning_rate is None
+    assert LoraAdamW().text_encoder_share == 0.5
+    assert (LoraProdigy().text_encoder_share, ModelProdigy().text_encoder_learning_rate) == (1, 0)
+    assert ModelTrainingSpec.model_validate(MINIMAL).training.optimizer.text_encoder_learning_rate == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "told"),
+    [
+        (
+            MODEL_TRAINING,
+            {"parts": {"unet": "None"}},
+            "spec: Value error, parts.unet None needs training.optimizer.textEncoderLearningRate greater than 0",
+        ),
+        (
+            MODEL_TRAINING,
+            {"parts": {"textEncoderUntilStep": 10}},
+            "spec: Value error, parts.textEncoderUntilStep needs training.optimizer.textEncoderLearningRate greater",
+        ),
+        (
+            MODEL_TRAINING,
+            {"parts": {"unet": "None", "textEncoderUntilStep": 10}},
+            "spec.parts: Value error, parts.textEncoderUntilStep needs a part of the UNet",
+        ),
+        (MODEL_TRAINING, {"ema": {"decay": 1}}, "spec.ema.decay: 1: Input should be less than 1"),
+        (MODEL_TRAINING, {"network": {"rank": 4}}, "spec.network: Extra inputs are not permitted"),
+        (
+            MODEL_TRAINING,
+            {"training": {"optimizer": {"type": "Prodigy", "textEncoderLearningRate": 0.5}}},
+            "textEncoderLearningRate must equal learningRate, or be 0, for Prodigy",
+        ),
+        (LORA_TRAINING, {"checkpoints": {"format": "Ckpt"}}, "spec.checkpoints.format: 'Ckpt': Extra inputs"),
+        (
+            EMBEDDING_TRAINING,
+            {"training": {"optimizer": {"type": "AdamW", "textEncoderLearningRate": 1e-4}}},
+            "spec.training.optimizer.AdamW.textEncoderLearningRate: 0.0001: Extra inputs are not permitted",
+        ),
+        (
+            EMBEDDING_TRAINING,
+            {"training": {"optimizer": {"type": "DAdaptAdam", "learningRate": 1e-3}}},
+            "learningRate must be at least 0.1 for DAdaptAdam",
+        ),
+        (EMBEDDING_TRAINING, {"embedding": {}}, "spec.embedding.token: Field required"),
+        (EMBEDDING_TRAINING, {"embedding": {"token": "a b"}}, "spec.embedding.token: 'a b': String should match"),
+        (EMBEDDING_TRAINING, {"embedding": {"token": "a,b"}}, "spec.embedding.token: 'a,b': String should match"),
+        (EMBEDDING_TRAINING, {"embedding": {"token": "sks", "numVectors": 65}}, "spec.embedding.numVectors: 65: Input"),
+        (EMBEDDING_TRAINING, {"regularization": {"class": "robot"}}, "spec.regularization: Extra inputs are not"),
+    ]
+    + [
+        (each, {"regularization": given}, "spec.regularization: Value error, give either uri or class, not both")
+        for each in (LORA_TRAINING, MODEL_TRAINING)
+        for given in ({}, {"class": "photo of a robot", "uri": "s3://studio/robots"})
+    ],
+)
+def test_what_does_not_belong_to_a_kind_or_together_is_refused(
+    kind: TrainingKind, changes: dict[str, Any], told: str
+) -> None:
+    assert told in refusal(kind, **changes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        (
+            MODEL_TRAINING,
+            {"parts": {"unet": "None"}, "training": {"optimizer": {"type": "Lion", "textEncoderLearningRate": 1e-7}}},
+        ),
+        (
+            MODEL_TRAINING,
+            {
+                "parts": {"unet": "CrossAttention", "textEncoderUntilStep": 100},
+                "ema": {},
+                "checkpoints": {"format": "Ckpt", "precision": "FP32"},
+                "training": {"optimizer": {"textEncoderLearningRate": 1e-6, "type": "AdamW"}},
+                "regularization": {"uri": "s3://studio/robots", "priorWeight": 0.5},
+            },
+        ),
+        (LORA_TRAINING, {"regularization": {"class": "photo of a robot", "images": 20}}),
+        (EMBEDDING_TRAINING, {"embedding": {"token": "<sks>", "numVectors": 8, "initializer": "small robot"}}),
+    ],
+)
+def test_what_a_kind_may_be_given_survives_with_every_default_filled_in(
+    kind: TrainingKind, changes: dict[str, Any]
+) -> None:
+    spec = kind.spec.model_validate(REQUIRED[kind.name] | changes)
+    assert kind.spec.model_validate_json(spec.model_dump_json(by_alias=True)) == spec
+
+
+def test_the_class_of_a_regularization_is_named_class_in_yaml() -> None:
+    spec = LoraTrainingSpec.model_validate(MINIMAL | {"regularization": {"class": "photo of a robot"}})
+    assert spec.regularization is not None
+    assert spec.regularization.model_dump(by_alias=True, exclude_none=True) == {
+        "class": "photo of a robot",
+        "images": 100,
+        "priorWeight": 1.0,
+    }
 
 
 def test_all_problems_are_told_at_once() -> None:

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from darkroom_api.kinds import TRAININGS, TrainingKind
+from darkroom_api.names import run_id
 from darkroom_cli.errors import UserError
 from darkroom_cli.resources import ClusterAwayError, Training, parse_reference
 from darkroom_cli.watch import Clock, watch
+from tests.builders.specs import REQUIRED
 
 ANNA = parse_reference("lora/anna")
 TIME = "2026-01-01T00:00:00Z"
@@ -203,7 +206,17 @@ def test_references_by_every_name_of_the_kind(text: str) -> None:
     assert str(parse_reference(text)) == "lora/anna"
 
 
+@pytest.mark.parametrize("kind", TRAININGS, ids=lambda kind: kind.name)
+def test_a_training_of_every_kind_can_be_named_and_read(kind: TrainingKind) -> None:
+    for name in (kind.short, kind.singular, kind.plural):
+        assert parse_reference(f"{name}/anna").kind == kind
+    body = {"metadata": {"uid": "u"}, "spec": REQUIRED[kind.name]}
+    training = Training(parse_reference(f"{kind.short}/anna"), "studio", body)
+    assert type(training.spec) is kind.spec
+    assert str(training.prefix) == f"s3://studio/results/anna-{run_id('u')}"
+
+
 @pytest.mark.parametrize("text", ["anna", "lora/", "pod/anna", ""])
 def test_other_references_are_refused(text: str) -> None:
-    with pytest.raises(UserError, match="give lora/NAME, such as lora/anna"):
+    with pytest.raises(UserError, match="give lora/NAME or mt/NAME or emb/NAME, such as lora/anna"):
         parse_reference(text)

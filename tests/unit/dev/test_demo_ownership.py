@@ -10,7 +10,7 @@ import pytest
 from dev.demo.ownership import Found, strangers
 
 OURS = {"darkroom.dev/demo": "true"}
-NOTHING = Found(namespace=None, secret=None, training=None, crd=None, releases=[])
+NOTHING = Found(namespace=None, secret=None, training=None, crds=[], releases=[])
 
 
 def item(name: str, labels: dict[str, str] | None = None, **annotations: str) -> dict[str, Any]:
@@ -32,12 +32,14 @@ OUR_OBJECTS = Found(
     namespace=item("demo", {"kubernetes.io/metadata.name": "demo", **OURS}),
     secret=item("studio-s3", OURS),
     training=item("robot", OURS),
-    crd=DEMO_CRD,
+    crds=[DEMO_CRD],
     releases=[release(1, OURS), release(2, OURS)],
 )
 
 
-@pytest.mark.parametrize("found", [NOTHING, OUR_OBJECTS, replace(NOTHING, crd=DEMO_CRD)], ids=["none", "ours", "kept"])
+@pytest.mark.parametrize(
+    "found", [NOTHING, OUR_OBJECTS, replace(NOTHING, crds=[DEMO_CRD])], ids=["none", "ours", "kept"]
+)
 def test_free_names_and_the_demos_own_objects_are_no_strangers(found: Found) -> None:
     assert strangers(found) == []
 
@@ -52,10 +54,10 @@ def test_free_names_and_the_demos_own_objects_are_no_strangers(found: Found) -> 
         (replace(OUR_OBJECTS, releases=[release(1)]), "helm release darkroom in the namespace darkroom-system: "),
         (replace(OUR_OBJECTS, releases=[release(1), release(2, OURS)]), "helm release darkroom in the namespace"),
         (
-            replace(NOTHING, crd=item("crd", release_name="dr", release_namespace="platform")),
-            "belongs to the helm release dr in the namespace platform",
+            replace(NOTHING, crds=[item("crd", release_name="dr", release_namespace="platform")]),
+            "CustomResourceDefinitions crd, of the helm release dr in the namespace platform: ",
         ),
-        (replace(NOTHING, crd=item("crd")), "belongs to no helm release"),
+        (replace(NOTHING, crds=[DEMO_CRD, item("other")]), "CustomResourceDefinitions other, of no helm release: "),
     ],
 )
 def test_what_somebody_else_made_is_named_with_a_way_out(found: Found, told: str) -> None:
@@ -65,5 +67,5 @@ def test_what_somebody_else_made_is_named_with_a_way_out(found: Found, told: str
 
 
 def test_everything_in_the_way_is_told_at_once() -> None:
-    found = replace(NOTHING, namespace=item("demo"), secret=item("studio-s3"), releases=[release(7)], crd=DEMO_CRD)
+    found = replace(NOTHING, namespace=item("demo"), secret=item("studio-s3"), releases=[release(7)], crds=[DEMO_CRD])
     assert len(strangers(found)) == 3

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+from darkroom_api.names import LABEL_KIND, LABEL_NAME, LABEL_RUN, child_name, run_id
 from darkroom_operator.cache import Cache
-from darkroom_operator.objects import CONFIG_MAPS, JOBS, PODS, TRAININGS, Key, RunKey
-from tests.unit.operator.world import CHILD, NOW, RUN, UID, ended, job, observation, running, training
-
-ANNA = Key("studio", "anna")
+from darkroom_operator.objects import CONFIG_MAPS, JOBS, PARENTS, PODS, Key, Resource, RunKey
+from tests.unit.operator.world import (
+    ANNA,
+    CHILD,
+    LORA_TRAININGS,
+    NOW,
+    RUN,
+    UID,
+    ended,
+    job,
+    observation,
+    running,
+    training,
+)
 
 
 def at(version: int, item: dict[str, Any]) -> dict[str, Any]:
@@ -17,9 +28,54 @@ def at(version: int, item: dict[str, Any]) -> dict[str, Any]:
     return item | {"metadata": item["metadata"] | known | {"resourceVersion": str(version)}}
 
 
+def of_kind(resource: Resource, uid: str) -> tuple[Key, dict[str, Any], dict[str, Any]]:
+    """A training named anna, its key and its Job."""
+    item = training(resource)
+    item["metadata"]["uid"] = uid
+    labels = {LABEL_KIND: resource.kind, LABEL_NAME: "anna", LABEL_RUN: run_id(uid)}
+    owner = {"kind": resource.kind, "uid": uid, "name": "anna", "controller": True}
+    child = job()
+    child["metadata"] |= {
+        "name": child_name("anna", run_id(uid)),
+        "uid": f"job of {uid}",
+        "labels": labels,
+        "ownerReferences": [owner],
+    }
+    return Key(resource.kind, "studio", "anna"), at(10, item), at(11, child)
+
+
+def test_trainings_of_two_kinds_may_have_one_name() -> None:
+    cache = Cache()
+    known = [of_kind(resource, f"uid-{resource.plural}") for resource in PARENTS]
+    for key, item, child in known:
+        assert cache.put(key.resource, item) == {key}
+        assert cache.put(JOBS, child) == {key}
+    for key, item, child in known:
+        snapshot = cache.snapshot(key)
+        assert snapshot
+        assert snapshot.job
+        assert snapshot.key == key
+        assert snapshot.training["spec"] == item["spec"]
+        assert snapshot.job["metadata"]["uid"] == child["metadata"]["uid"]
+    assert {key for key, _ in cache.parents()} == {key for key, _, _ in known}
+    first, gone, _ = known[0]
+    assert cache.replace(first.resource, [], version=30, namespace=None) == {first}
+    assert [cache.snapshot(key) is None for key, _, _ in known] == [True, False, False]
+    assert gone["metadata"]["uid"] in cache._tombstones
+
+
+def test_a_child_of_a_kind_that_there_is_not_belongs_to_nobody() -> None:
+    labels = {LABEL_KIND: "Painting", LABEL_NAME: "anna", LABEL_RUN: RUN}
+    stranger = job()
+    stranger["metadata"]["labels"] = labels
+    cache = filled()
+    assert cache.put(JOBS, at(20, stranger)) == set()
+    assert cache.remove(PODS, at(21, running() | {"metadata": running()["metadata"] | {"labels": labels}})) == set()
+
+
 def filled() -> Cache:
     cache = Cache()
-    cache.put(TRAININGS, at(10, training()))
+    cache.put(LORA_TRAININGS, at(10, training()))
     cache.put(JOBS, at(11, job()))
     cache.put(PODS, at(12, running()))
     return cache
@@ -54,7 +110,7 @@ def test_an_older_event_does_not_undo_an_own_write() -> None:
 
 def test_objects_that_only_look_like_ours_are_not() -> None:
     cache = Cache()
-    cache.put(TRAININGS, at(10, training()))
+    cache.put(LORA_TRAININGS, at(10, training()))
     forged = job()
     forged["metadata"]["ownerReferences"] = [{"uid": "other", "controller": True}]
     cache.put(JOBS, at(11, forged))
@@ -114,7 +170,7 @@ def test_a_pods_last_state_outlives_it() -> None:
 def test_nothing_is_left_of_a_training_that_is_gone() -> None:
     cache = filled()
     cache.put(CONFIG_MAPS, at(13, {"metadata": job()["metadata"] | {"uid": "map"}}))
-    cache.remove(TRAININGS, at(30, training()))
+    cache.remove(LORA_TRAININGS, at(30, training()))
     cache.remove(JOBS, at(31, job()))
     cache.remove(PODS, at(32, running()))
     cache.remove(CONFIG_MAPS, at(33, {"metadata": job()["metadata"] | {"uid": "map"}}))
@@ -133,7 +189,7 @@ def test_an_observation_is_news_only_if_it_says_something_new() -> None:
 
 def test_an_observation_survives_a_change_of_the_only_child() -> None:
     cache = Cache()
-    cache.put(TRAININGS, at(10, training()))
+    cache.put(LORA_TRAININGS, at(10, training()))
     cache.put(PODS, at(12, running()))
     cache.observe(RunKey("studio", RUN), "pod-a", progress=observation(step=1).progress, received=NOW)
     cache.put(PODS, at(13, running(deleting=True)))

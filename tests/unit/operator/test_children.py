@@ -10,11 +10,13 @@ import pytest
 
 from darkroom_api.failures import NEVER_RETRIED
 from darkroom_api.lora_training import LoraTrainingSpec
+from darkroom_api.names import API_VERSION
 from darkroom_api.plan import RunPlan
 from darkroom_operator.config import Config, HostAlias
 from darkroom_operator.decide.children import KUEUE_PRIORITY, KUEUE_QUEUE, config_map, run_plan
 from darkroom_operator.decide.job import job
-from tests.unit.operator.world import CHILD, CONFIG, RUN, UID, snapshot, spec, training
+from darkroom_operator.objects import PARENTS, Key, Resource, parent_key
+from tests.unit.operator.world import CHILD, CONFIG, RUN, SPECS, UID, snapshot, spec, training
 
 STORE = {
     "endpointURL": "https://s3.example.com",
@@ -65,21 +67,27 @@ def through_models(value: dict[str, Any], model: str) -> Any:
     return client.sanitize_for_serialization(client.deserialize(json.dumps(value), model, "application/json"))
 
 
-def test_the_plan_is_the_whole_spec_and_cannot_change() -> None:
-    case = snapshot()
-    plan = run_plan(case, LoraTrainingSpec.model_validate(spec()))
+@pytest.mark.parametrize("resource", PARENTS, ids=lambda resource: resource.kind)
+def test_the_plan_is_the_whole_spec_and_cannot_change(resource: Resource) -> None:
+    case = snapshot(resource)
+    plan = run_plan(case, SPECS[resource.kind].model_validate(spec(resource)))
     made = config_map(case, plan)
     assert made["immutable"] is True
     assert RunPlan.model_validate_json(made["data"]["plan.json"]) == plan
+    assert plan.kind == resource.kind
     assert through_models(made, "V1ConfigMap") == made
 
 
-def test_children_are_ours_and_named_after_the_run() -> None:
-    for made in (build(), config_map(snapshot(), run_plan(snapshot(), LoraTrainingSpec.model_validate(spec())))):
+@pytest.mark.parametrize("resource", PARENTS, ids=lambda resource: resource.kind)
+def test_children_are_ours_and_named_after_the_run(resource: Resource) -> None:
+    case, wanted = snapshot(resource), SPECS[resource.kind].model_validate(spec(resource))
+    for made in (job(case, wanted, CONFIG), config_map(case, run_plan(case, wanted))):
         metadata = made["metadata"]
         assert metadata["name"] == CHILD == f"anna-{RUN}"
         assert metadata["labels"]["darkroom.dev/run"] == RUN
+        assert parent_key(made) == case.key == Key(resource.kind, "studio", "anna")
         owner = metadata["ownerReferences"][0]
+        assert (owner["apiVersion"], owner["kind"], owner["name"]) == (API_VERSION, resource.kind, "anna")
         assert (owner["uid"], owner["controller"], owner["blockOwnerDeletion"]) == (UID, True, True)
 
 

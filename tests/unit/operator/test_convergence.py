@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from darkroom_operator.decide.children import KUEUE_QUEUE
 from darkroom_operator.decide.snapshot import CreateJob, PatchJob, Snapshot, Trouble
 from darkroom_operator.decide.training import decide
+from darkroom_operator.objects import PARENTS
 from tests.unit.operator.world import (
     CONFIG,
     NOW,
@@ -32,7 +34,8 @@ ROUNDS = 3
 """Decisions until rest: create; record; and after an end the Job's ttl."""
 
 labels = st.sampled_from([{}, {KUEUE_QUEUE: "gpus"}])
-trainings = st.builds(
+trainings = functools.partial(
+    st.builds,
     training,
     labels=labels,
     generation=st.integers(1, 3),
@@ -91,8 +94,10 @@ def unowned(draw: st.DrawFn, name: str) -> dict[str, Any]:
 def snapshots(draw: st.DrawFn) -> Snapshot:
     present = tuple(draw(pods(name)) for name in draw(st.sampled_from([(), ("a",), ("a", "b")])))
     heard = draw(st.sampled_from([None, "a", "b"]))
+    kind = draw(st.sampled_from(PARENTS))
     return snapshot(
-        training=draw(trainings),
+        kind,
+        training=draw(trainings(st.just(kind))),
         job=draw(jobs()),
         config_map=draw(st.sampled_from([None, {}])),
         pods=present,

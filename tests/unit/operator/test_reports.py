@@ -9,6 +9,7 @@ from datetime import timedelta
 from darkroom_api.progress import Bucket, EarlyStop, Plan, Stage
 from darkroom_operator.decide.snapshot import Snapshot
 from darkroom_operator.decide.training import decide
+from darkroom_operator.objects import PARENTS
 from tests.unit.operator.world import (
     CONFIG,
     NOW,
@@ -123,6 +124,20 @@ def test_success_shows_a_whole_run_even_if_no_report_was_ever_heard() -> None:
     samples = [uri.rsplit("/", 1)[1] for uri in found["checkpoints"][0]["samples"]]
     assert samples == ["p0-s3.png", "p0-s4.png", "p1-s3.png"]
     assert found["checkpoints"][0]["uri"] == f"{found['output']}/checkpoints/epoch-000010/anna-000010.safetensors"
+
+
+def test_a_checkpoint_is_addressed_by_the_kind_of_its_file() -> None:
+    models = next(resource for resource in PARENTS if resource.kind == "ModelTraining")
+    for given, suffix in (("Safetensors", ".safetensors"), ("Ckpt", ".ckpt")):
+        case = snapshot(
+            models,
+            training=training(models, checkpoints={"format": given}),
+            job=job(),
+            config_map={},
+            pods=(running(),),
+            observation=observation(epoch=1, step=10, checkpoints=[record(1)]),
+        )
+        assert status(decided(case))["checkpoints"][0]["uri"].endswith(f"/epoch-000001/anna-000001{suffix}")
 
 
 def test_the_newest_64_checkpoints_are_kept() -> None:

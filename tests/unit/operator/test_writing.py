@@ -18,14 +18,13 @@ from darkroom_operator.client import ApiError
 from darkroom_operator.execute import Executor, RefusedError, _refusal
 from darkroom_operator.kube import AioClient
 from darkroom_operator.metrics import Metrics
-from darkroom_operator.objects import CONFIG_MAPS, JOBS, TRAININGS, WATCHED, Key, Object
+from darkroom_operator.objects import CONFIG_MAPS, JOBS, PARENTS, WATCHED, Key, Object, Resource
 from darkroom_operator.polling import Poller
 from darkroom_operator.queue import WorkQueue
 from darkroom_operator.reconciling import Reconciler
-from darkroom_operator.resyncing import Resync, _explain
-from tests.unit.operator.world import CHILD, CONFIG, NOW, RUN, UID, job, running, training
+from darkroom_operator.resyncing import CannotStartError, Resync, _explain
+from tests.unit.operator.world import ANNA, CHILD, CONFIG, LORA_TRAININGS, NOW, RUN, UID, job, running, stamp, training
 
-ANNA = Key("studio", "anna")
 Answer = Callable[[str, str, Any], tuple[int, Object]]
 
 
@@ -35,10 +34,12 @@ class Api:
 
     answer: Answer
     asked: list[tuple[str, str]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
 
     async def handle(self, request: web.Request) -> web.Response:
         name = request.path.rsplit("/", 1)[1]
         self.asked.append((request.method, name))
+        self.paths.append(request.path)
         body = await request.json() if request.method in {"POST", "PATCH"} else None
         status, data = self.answer(request.method, name, body)
         return web.json_response(data, status=status)
@@ -64,10 +65,12 @@ def versioned(item: Object, version: int) -> Object:
     return item | {"metadata": item["metadata"] | {"resourceVersion": str(version)}}
 
 
-def reconciler(client: AioClient, *, job_name: str | None = None) -> tuple[Reconciler, WorkQueue[Key], Cache]:
+def reconciler(
+    client: AioClient, *, job_name: str | None = None, resource: Resource = LORA_TRAININGS
+) -> tuple[Reconciler, WorkQueue[Key], Cache]:
     cache, queue, metrics = Cache(), WorkQueue[Key](), Metrics()
     status = {"jobName": job_name} if job_name else None
-    cache.put(TRAININGS, versioned(training(status=status), 1))
+    cache.put(resource, versioned(training(resource, status=status), 1))
 
     def clock() -> datetime:
         return NOW
@@ -146,6 +149,33 @@ async def test_no_second_job_is_made_beside_a_pod_that_no_watch_has_shown() -> N
         assert snapshot.training["status"]["conditions"][0]["reason"] == "OrphanedPod"
 
 
+@pytest.mark.parametrize("resource", PARENTS, ids=lambda resource: resource.kind)
+async def test_status_and_events_are_of_the_kind(resource: Resource) -> None:
+    events = []
+
+    def answer(method: str, name: str, body: Any) -> tuple[int, Object]:
+        if method == "PATCH":
+            return 200, versioned(training(resource, status=body["status"]), 2)
+        if name == "events":
+            events.append(body)
+            return 201, body
+        return 201, versioned(
+            body | {"metadata": body["metadata"] | {"uid": name, "creationTimestamp": stamp()}, "status": {}}, 3
+        )
+
+    async with served(answer) as (api, client):
+        made, _, cache = reconciler(client, resource=resource)
+        key = Key(resource.kind, "studio", "anna")
+        assert await made.reconcile(key)
+        assert [path for path in api.paths if path.endswith("/status")] == [
+            f"/apis/darkroom.dev/v1alpha1/namespaces/studio/{resource.plural}/anna/status"
+        ]
+        snapshot = cache.snapshot(key)
+        assert snapshot
+        assert snapshot.training["status"]["jobName"] == CHILD
+        assert {event["involvedObject"]["kind"] for event in events} == {resource.kind}
+
+
 @pytest.mark.parametrize(
     ("error", "reason", "is_final"),
     [
@@ -182,9 +212,22 @@ def test_a_busy_server_is_waited_for(status: int) -> None:
     assert _explain(ApiError(status, "", "busy")) is None
 
 
-@pytest.mark.parametrize("status", [HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND])
+@pytest.mark.parametrize("status", [HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN])
 def test_what_waiting_does_not_mend_is_told(status: int) -> None:
     assert _explain(ApiError(status, "", "no"))
+
+
+@pytest.mark.parametrize("resource", PARENTS, ids=lambda resource: resource.kind)
+async def test_a_missing_definition_is_named(resource: Resource) -> None:
+    def answer(_: str, name: str, __: Any) -> tuple[int, Object]:
+        if name == resource.plural:
+            return 404, {"reason": "NotFound", "message": "the server could not find the requested resource"}
+        return 200, {"items": [], "metadata": {"resourceVersion": "1"}}
+
+    async with served(answer) as (_, client):
+        resync = Resync(client, Cache(), namespaces=(), interval=60, enqueue=lambda _: None)
+        with pytest.raises(CannotStartError, match=rf"no resource {resource.plural}\.darkroom\.dev/v1alpha1; install"):
+            await resync.start()
 
 
 async def test_the_operator_is_ready_when_its_watches_have_begun() -> None:
@@ -197,5 +240,5 @@ async def test_the_operator_is_ready_when_its_watches_have_begun() -> None:
         for resource in WATCHED[1:]:
             resync.watched(resource, "b")
         assert resync.unready() == "no watch has begun yet for loratrainings"
-        resync.watched(TRAININGS, "b")
+        resync.watched(LORA_TRAININGS, "b")
         assert resync.unready() is None

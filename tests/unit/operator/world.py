@@ -7,8 +7,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from darkroom_api.lora_training import LoraTrainingSpec
-from darkroom_api.names import LABEL_NAME, LABEL_RUN, child_name, run_id
+from darkroom_api.kinds import TRAININGS
+from darkroom_api.names import LABEL_KIND, LABEL_NAME, LABEL_RUN, child_name, run_id
 from darkroom_api.progress import CheckpointRecord, Plan, Progress, Stage
 from darkroom_api.result import RunResult, encode_result
 from darkroom_operator.config import Config
@@ -22,14 +22,18 @@ from darkroom_operator.decide.snapshot import (
 )
 from darkroom_operator.decide.snapshot import Plan as Decision
 from darkroom_operator.decide.training import decide
-from darkroom_operator.objects import CONFIG_MAPS, JOBS, Object
+from darkroom_operator.objects import CONFIG_MAPS, JOBS, PARENTS, Key, Object, Resource
 from darkroom_operator.slimming import slim
+from tests.builders.specs import REQUIRED
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 CONFIG = Config(trainer_image="registry.example.com/trainer:1")
 UID = "11111111-2222-3333-4444-555555555555"
 RUN = run_id(UID)
 CHILD = child_name("anna", RUN)
+LORA_TRAININGS = PARENTS[0]
+ANNA = Key(LORA_TRAININGS.kind, "studio", "anna")
+SPECS = {kind.name: kind.spec for kind in TRAININGS}
 JOB_UID = "job-uid"
 STEPS = Plan(images=15, buckets=[], steps_per_epoch=10, total_steps=100)
 
@@ -38,18 +42,19 @@ def stamp(seconds: float = 0) -> str:
     return (NOW + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def spec(**values: Any) -> Object:
+def spec(resource: Resource = LORA_TRAININGS, **values: Any) -> Object:
     """A spec as the server stores it: with all defaults."""
-    given = {
-        "baseModel": {"uri": "s3://models/base.safetensors"},
-        "dataset": {"uri": "s3://studio/anna"},
-        "output": {"uri": "s3://studio/loras"},
-    }
-    return LoraTrainingSpec.model_validate(given | values).model_dump(mode="json", by_alias=True, exclude_none=True)
+    model = SPECS[resource.kind].model_validate(REQUIRED[resource.kind] | values)
+    return model.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def training(
-    *, status: Object | None = None, labels: Object | None = None, generation: int = 1, **values: Any
+    resource: Resource = LORA_TRAININGS,
+    *,
+    status: Object | None = None,
+    labels: Object | None = None,
+    generation: int = 1,
+    **values: Any,
 ) -> Object:
     return {
         "metadata": {
@@ -60,7 +65,7 @@ def training(
             "resourceVersion": "1",
             "labels": labels or {},
         },
-        "spec": spec(**values),
+        "spec": spec(resource, **values),
         "status": status or {"observedGeneration": -1},
     }
 
@@ -74,7 +79,7 @@ def job(
         "namespace": "studio",
         "uid": JOB_UID,
         "creationTimestamp": stamp(-age),
-        "labels": {LABEL_NAME: "anna", LABEL_RUN: RUN},
+        "labels": {LABEL_KIND: ANNA.kind, LABEL_NAME: "anna", LABEL_RUN: RUN},
     }
     if deleting:
         metadata["deletionTimestamp"] = stamp()
@@ -103,7 +108,7 @@ def pod(
         "namespace": "studio",
         "uid": f"uid-{name}",
         "creationTimestamp": stamp(-age),
-        "labels": {LABEL_NAME: "anna", LABEL_RUN: RUN},
+        "labels": {LABEL_KIND: ANNA.kind, LABEL_NAME: "anna", LABEL_RUN: RUN},
         "ownerReferences": [{"kind": "Job", "name": CHILD, "uid": JOB_UID, "controller": True}],
     }
     if deleting:
@@ -139,8 +144,8 @@ def ended(
     return pod(name, state={"terminated": terminated}, phase="Failed" if exit_code else "Succeeded", age=age, **status)
 
 
-def snapshot(**values: Any) -> Snapshot:
-    given: Object = {"training": training(), "run": RUN} | values
+def snapshot(resource: Resource = LORA_TRAININGS, **values: Any) -> Snapshot:
+    given: Object = {"resource": resource, "training": training(resource), "run": RUN} | values
     return Snapshot(**given)
 
 

@@ -12,7 +12,8 @@ import torch
 from pydantic import TypeAdapter
 
 from darkroom_api.failures import FailureReason
-from darkroom_api.optimizers import AdamW, Optimizer, Prodigy, ScheduleFreeAdamW
+from darkroom_api.optimizers import AdamW, Optimizer
+from darkroom_api.rates import LoraAdamW, LoraProdigy, LoraScheduleFreeAdamW
 from darkroom_trainer import state
 from darkroom_trainer.errors import RunError
 from darkroom_trainer.optimizers import (
@@ -275,10 +276,10 @@ def test_others_hand_over_what_they_train() -> None:
 
 
 def test_the_text_encoder_learns_at_half_the_rate_unless_told_or_one_step_size_is_learnt() -> None:
-    assert text_encoder_learning_rate(AdamW(learning_rate=4e-4)) == 2e-4
-    assert text_encoder_learning_rate(AdamW(text_encoder_learning_rate=0)) == 0
-    assert text_encoder_learning_rate(ScheduleFreeAdamW(text_encoder_learning_rate=3e-5)) == 3e-5
-    assert text_encoder_learning_rate(Prodigy()) == 1.0
+    assert text_encoder_learning_rate(LoraAdamW(learning_rate=4e-4)) == 2e-4
+    assert text_encoder_learning_rate(LoraAdamW(text_encoder_learning_rate=0)) == 0
+    assert text_encoder_learning_rate(LoraScheduleFreeAdamW(text_encoder_learning_rate=3e-5)) == 3e-5
+    assert text_encoder_learning_rate(LoraProdigy()) == 1.0
 
 
 def test_training_starts_without_bitsandbytes_until_it_is_asked_for() -> None:
