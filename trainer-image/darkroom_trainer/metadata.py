@@ -18,7 +18,7 @@ from typing import Final
 
 from darkroom_api.lora_training import LoraTrainingSpec
 from darkroom_api.objectives import L2, Objective
-from darkroom_api.optimizers import Optimizer
+from darkroom_api.optimizers import Optimizer, TrainsTextEncoder
 from darkroom_api.schedules import Schedule
 from darkroom_api.training import TrainingSpec
 from darkroom_trainer.batches import Course
@@ -134,7 +134,7 @@ def _run(spec: TrainingSpec, course: Course, *, epoch: int) -> dict[str, object]
         "ss_gradient_accumulation_steps": training.gradient_accumulation,
         "ss_learning_rate": optimizer.learning_rate,
         "ss_unet_lr": optimizer.learning_rate,
-        "ss_text_encoder_lr": text_encoder_learning_rate(optimizer),
+        "ss_text_encoder_lr": _text_encoder_rate(optimizer),
         "ss_optimizer": _optimizer(optimizer),
         "ss_lr_scheduler": _scheduler(training.schedule),
         "ss_lr_warmup_steps": warmup_steps(training.schedule, course.total_steps),
@@ -148,6 +148,10 @@ def _run(spec: TrainingSpec, course: Course, *, epoch: int) -> dict[str, object]
         else "None",
         **_objective(training.objective),
     }
+
+
+def _text_encoder_rate(optimizer: Optimizer) -> float | str:
+    return text_encoder_learning_rate(optimizer) if isinstance(optimizer, TrainsTextEncoder) else "None"
 
 
 def _optimizer(optimizer: Optimizer) -> str:

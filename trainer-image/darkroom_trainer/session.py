@@ -13,22 +13,21 @@ import torch
 from accelerate import Accelerator
 
 from darkroom_api.failures import FailureReason
-from darkroom_api.lora_training import LoraTrainingSpec
 from darkroom_api.progress import EarlyStop
+from darkroom_api.training import TrainingSpec
 from darkroom_trainer import choosing, objectives, state
-from darkroom_trainer.adapters import inject
 from darkroom_trainer.batches import Course, Item
 from darkroom_trainer.captions import present
 from darkroom_trainer.conditioning import Frame, PromptCache, encode_prompts, unet_arguments
 from darkroom_trainer.errors import RunError
-from darkroom_trainer.families.model import UNET_PART, StableDiffusion
+from darkroom_trainer.families.model import StableDiffusion
 from darkroom_trainer.latents import LatentCache
+from darkroom_trainer.opening import learning_rate_of, open_trainee
 from darkroom_trainer.optimizers import (
     Group,
     build_optimizer,
     evaluation_weights,
     rate_in_force,
-    text_encoder_learning_rate,
 )
 from darkroom_trainer.randomness import noise_source, shuffler
 from darkroom_trainer.schedules import schedule_factor
@@ -47,7 +46,7 @@ class Stepped:
 class Session:
     """Everything that a step reads and changes."""
 
-    spec: LoraTrainingSpec
+    spec: TrainingSpec
     course: Course
     model: StableDiffusion
     latents: LatentCache
@@ -218,7 +217,7 @@ def require_finite(what: str, value: float, items: Sequence[Item]) -> None:
 
 
 def open_session(
-    spec: LoraTrainingSpec,
+    spec: TrainingSpec,
     course: Course,
     model: StableDiffusion,
     *,
@@ -226,17 +225,15 @@ def open_session(
     accelerator: Accelerator,
     inputs: str,
 ) -> Session:
-    """Put what is trained into the model and an optimizer over it."""
+    """Make trainable what the spec asks for, and put an optimizer over it."""
     training = spec.training
-    text_rate = text_encoder_learning_rate(training.optimizer)
-    trainee = inject(spec.network, model, seed=training.seed, train_text_encoder=text_rate > 0)
+    trainee = open_trainee(spec, model)
     if training.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
         model.unet.train()  # diffusers heeds it in training mode only; no family has dropout that this would wake
-    rates = {part: training.optimizer.learning_rate if part == UNET_PART else text_rate for part in model.parts}
     groups = [
-        Group(list(weights.values()), rate)
-        for part, rate in rates.items()
+        Group(list(weights.values()), learning_rate_of(spec, part))
+        for part in model.parts
         if (weights := trainee.named_parameters(part))
     ]
     optimizer = accelerator.prepare(build_optimizer(training.optimizer, groups))

@@ -99,7 +99,7 @@ def load(
         TextEncoder(it, parts[it.part], load_tokenizer(OPEN_CLIP_PAD if it.is_open_clip else END))
         for it in family.text_encoders
     )
-    return StableDiffusion(family, parts[UNET_PART], parts[_VAE_PART], encoders, scheduler, links, device, dtype)
+    return StableDiffusion(file, family, parts[UNET_PART], parts[_VAE_PART], encoders, scheduler, links, device, dtype)
 
 
 def load_path(

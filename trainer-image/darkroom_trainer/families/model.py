@@ -11,6 +11,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from darkroom_trainer.families.configurations import Family, TextEncoderFile
 from darkroom_trainer.families.naming import Link
+from darkroom_trainer.weights_file import WeightsFile
 
 UNET_PART: Final = "unet"
 """The UNet's name as a part; text encoders have those of diffusers: `text_encoder`, `text_encoder_2`."""
@@ -40,6 +41,8 @@ class Nature:
 class StableDiffusion:
     """A base model in memory, ready to be trained on or painted with."""
 
+    file: WeightsFile
+    """What it was loaded from."""
     family: Family
     unet: UNet2DConditionModel
     vae: AutoencoderKL
