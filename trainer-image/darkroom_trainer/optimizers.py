@@ -159,8 +159,10 @@ def _(spec: ScheduleFreeAdamW, groups: Sequence[Group]) -> torch.optim.Optimizer
     )
 
 
-def text_encoder_learning_rate(spec: TrainsTextEncoder) -> float:
-    """Return the text encoder's peak rate: a share of the UNet's unless given."""
+def text_encoder_learning_rate(spec: Optimizer) -> float:
+    """Return the text encoder's peak rate: a share of the UNet's unless given, and 0 where it is never trained."""
+    if not isinstance(spec, TrainsTextEncoder):
+        return 0.0
     given = spec.text_encoder_learning_rate
     return spec.learning_rate * spec.text_encoder_share if given is None else given
 

@@ -129,7 +129,10 @@ def test_what_does_not_belong_to_a_kind_is_refused(
 @pytest.mark.parametrize(
     ("kind", "spec"),
     [
-        (MODEL_TRAINING, {"parts": {"unet": "None"}, "training": {"optimizer": {"textEncoderLearningRate": 1e-6}}}),
+        (
+            MODEL_TRAINING,
+            {"parts": {"unet": "None"}, "training": {"optimizer": {"type": "Lion", "textEncoderLearningRate": 1e-6}}},
+        ),
         (
             MODEL_TRAINING,
             {

@@ -70,6 +70,22 @@ def test_validation_brings_nothing_into_a_spec_that_does_not_ask_for_it(schema: 
     assert with_default == {"everyEpochs", "draws"}
 
 
+def test_the_manual_tells_the_usual_learning_rates_of_the_kind(kind: Kind, schema: Schema) -> None:
+    usual = {
+        "LoraTraining": "0.0001; 1.0 for DAdaptAdam and Prodigy; 0.0002 for CAME",
+        "ModelTraining": "2e-06; 1.0 for DAdaptAdam and Prodigy; 4e-06 for CAME",
+        "EmbeddingTraining": "0.0005; 1.0 for DAdaptAdam and Prodigy; 0.001 for CAME",
+    }
+    optimizer = schema["properties"]["spec"]["properties"]["training"]["properties"]["optimizer"]["properties"]
+    assert f" Default: {usual[kind.name]}; " in optimizer["learningRate"]["description"]
+    assert "default" not in optimizer["learningRate"]  # it would be that of one type
+    text = optimizer.get("textEncoderLearningRate")
+    assert (text and text.get("default")) == {"LoraTraining": None, "ModelTraining": 0.0, "EmbeddingTraining": None}[
+        kind.name
+    ]
+    assert (text is None) == (kind.name == "EmbeddingTraining")
+
+
 def test_mutable_fields_exist(kind: Kind, schema: Schema) -> None:
     assert kind.mutable_fields <= set(schema["properties"]["spec"]["properties"])
 

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from darkroom_api.failures import FailureReason
 from darkroom_api.optimizers import AdamW, Optimizer
-from darkroom_api.rates import LoraAdamW, LoraProdigy, LoraScheduleFreeAdamW
+from darkroom_api.rates import EmbeddingAdamW, LoraAdamW, LoraProdigy, LoraScheduleFreeAdamW, ModelAdamW
 from darkroom_trainer import state
 from darkroom_trainer.errors import RunError
 from darkroom_trainer.optimizers import (
@@ -280,6 +280,9 @@ def test_the_text_encoder_learns_at_half_the_rate_unless_told_or_one_step_size_i
     assert text_encoder_learning_rate(LoraAdamW(text_encoder_learning_rate=0)) == 0
     assert text_encoder_learning_rate(LoraScheduleFreeAdamW(text_encoder_learning_rate=3e-5)) == 3e-5
     assert text_encoder_learning_rate(LoraProdigy()) == 1.0
+    assert text_encoder_learning_rate(ModelAdamW()) == 0
+    assert text_encoder_learning_rate(ModelAdamW(text_encoder_learning_rate=1e-6)) == 1e-6
+    assert text_encoder_learning_rate(EmbeddingAdamW()) == 0
 
 
 def test_training_starts_without_bitsandbytes_until_it_is_asked_for() -> None:

@@ -9,6 +9,7 @@ import pytest
 from darkroom_api.networks import Network
 from darkroom_api.objectives import Loss
 from darkroom_api.optimizers import Optimizer
+from darkroom_api.rates import EmbeddingOptimizer, LoraOptimizer, ModelOptimizer
 from darkroom_api.schedules import Schedule
 from darkroom_trainer.adapters import inject
 from darkroom_trainer.metadata import LOSS_NAMES
@@ -32,6 +33,15 @@ def members(union: Any) -> set[type]:
 )
 def test_every_member_of_a_union_is_implemented(union: Any, registry: Any) -> None:
     assert set(registry.registry) - {object} == members(union)
+
+
+@pytest.mark.parametrize(
+    "union", [LoraOptimizer, ModelOptimizer, EmbeddingOptimizer], ids=["lora", "model", "embedding"]
+)
+def test_every_kind_of_training_has_every_optimizer_with_its_builder(union: Any) -> None:
+    built = {build_optimizer.dispatch(member) for member in members(union)}
+    assert built == set(build_optimizer.registry.values()) - {build_optimizer.registry[object]}
+    assert len(members(union)) == len(members(Optimizer))
 
 
 def test_every_loss_has_a_name_in_a_files_metadata() -> None:
