@@ -137,8 +137,14 @@ class Session:
         noised = objectives.joined(
             [self._noised(item, step, number) for number, item in enumerate(batch, start=first)], self.model.device
         )
+        epoch = step // self.course.steps_per_epoch + 1
         captions = [
-            present(item.picture.caption, training.captions, shuffler(training.seed, "captions", step, number))
+            present(
+                item.picture.caption,
+                training.captions,
+                shuffler(training.seed, "captions", step, number),
+                epoch=epoch,
+            )
             for number, item in enumerate(batch, start=first)
         ]
         return self.losses(noised, self.predict(noised, captions, batch)).mean()

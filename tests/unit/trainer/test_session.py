@@ -35,6 +35,19 @@ RESUMED: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
         (3, 4),
     ),
     "accumulated": ({"gradientAccumulation": 3, "epochs": 4}, (1, 4, 7)),
+    "captions": (
+        {
+            "captions": {
+                "shuffle": True,
+                "tagDropout": 0.3,
+                "keepTokens": 1,
+                "dropoutEveryEpochs": 2,
+                "prefix": "{a|an old} photo of",
+                "wildcards": True,
+            }
+        },
+        (1, 5),
+    ),
     "objective": (
         {
             "objective": {
@@ -228,6 +241,16 @@ def test_it_learns(make: Maker) -> None:
         session.step()
     losses, quarter = session.position.losses, session.course.total_steps // 4
     assert sum(losses[-quarter:]) < 0.9 * sum(losses[:quarter])
+
+
+def test_the_epoch_decides_whether_captions_are_shown(make: Maker) -> None:
+    always, second = make(captions={}), make(captions={"dropoutEveryEpochs": 2})
+    while always.epoch < 2:
+        always.step()
+        second.step()
+    shown, found = always.position.losses, second.position.losses
+    assert found[:-1] == shown[:-1]
+    assert found[-1] != shown[-1]
 
 
 def test_a_text_encoder_at_rate_0_is_left_alone(make: Maker) -> None:

@@ -205,9 +205,10 @@ def test_two_validations_of_the_same_weights_are_equal_to_the_bit(make: Maker) -
 
 @torch.no_grad()
 def test_captions_are_shown_whole_and_the_encoders_noise_stays_out(make: Maker) -> None:
-    plain = make(validation=HELD_OUT, captions={})
-    lively = make(validation=HELD_OUT, captions={"shuffle": True, "dropout": 1.0})
+    plain = make(validation=HELD_OUT, captions={"prefix": "old,"})
+    lively = make(validation=HELD_OUT, captions={"prefix": "old,", "shuffle": True, "tagDropout": 1, "dropout": 1})
     assert measure(lively) == measure(plain)
+    assert measure(make(validation=HELD_OUT, captions={})) != measure(plain)
     held = plain.course.validation[0]
     encoded = plain.model.vae.encode(to_pixels(held).unsqueeze(0)).latent_dist
     assert torch.equal(plain.latents.means([held]), encoded.mean)
