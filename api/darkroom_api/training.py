@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from darkroom_api.augmentation import Augmentation
 from darkroom_api.base import Model
 from darkroom_api.captions import Captions
 from darkroom_api.compute import Compute
@@ -135,6 +136,9 @@ class Training(Model):
     objective: Objective = Field(default_factory=Objective, description="What the loss weighs.")
     captions: Captions = Field(default_factory=Captions, description="What becomes of captions.")
     text_encoding: TextEncoding = Field(default_factory=TextEncoding, description="How captions and prompts are read.")
+    augmentation: Augmentation = Field(
+        default_factory=Augmentation, description="How pictures change from one showing to the next."
+    )
     precision: Literal["FP32", "BF16", "FP16"] = Field(
         default="FP32", description="Arithmetic of the model; the weights that are trained are kept in FP32 always."
     )

@@ -248,6 +248,8 @@ def test_metadata_tells_optimizer_schedule_and_objective(tmp_path: Path) -> None
         ({"schedule": {"type": "REX"}}, "ss_lr_scheduler", "rex"),
         ({"schedule": {"type": "OneCycle"}}, "ss_lr_warmup_steps", "0"),
         ({"objective": {"noiseOffset": 0.05}}, "ss_noise_offset", "0.05"),
+        ({"augmentation": {"flip": True}}, "ss_flip_aug", "True"),
+        ({"augmentation": {"color": True}}, "ss_random_crop", "False"),
         ({"captions": {"tagDropout": 0.1}}, "ss_caption_tag_dropout_rate", "0.1"),
         ({"captions": {"dropoutEveryEpochs": 3}}, "ss_caption_dropout_every_n_epochs", "3"),
         ({"objective": {"minSnrGamma": 5}}, "ss_min_snr_gamma", "5.0"),
