@@ -6,7 +6,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from darkroom_api.augmentation import Augmentation
 from darkroom_api.base import Model
+from darkroom_api.captions import Captions
 from darkroom_api.compute import Compute
 from darkroom_api.objectives import Objective
 from darkroom_api.optimizers import AdamW, Optimizer
@@ -82,16 +84,6 @@ class Buckets(Model):
     )
 
 
-class Captions(Model):
-    """What happens to a caption each time it is shown."""
-
-    shuffle: bool = Field(default=False, description="Shuffle the comma-separated tags.")
-    keep_tokens: int = Field(
-        default=0, ge=0, le=255, description="Number of first tags that stay in place when shuffled."
-    )
-    dropout: float = Field(default=0.0, ge=0, le=1, description="Probability that the caption is shown empty.")
-
-
 class Training(Model):
     """How long, how large and how fast."""
 
@@ -142,8 +134,11 @@ class Training(Model):
     optimizer: Optimizer = Field(default_factory=AdamW, description="How weights are updated.")
     schedule: Schedule = Field(default_factory=Constant, description="How the learning rate moves.")
     objective: Objective = Field(default_factory=Objective, description="What the loss weighs.")
-    captions: Captions = Field(default_factory=Captions, description="Caption shuffling and dropout.")
+    captions: Captions = Field(default_factory=Captions, description="What becomes of captions.")
     text_encoding: TextEncoding = Field(default_factory=TextEncoding, description="How captions and prompts are read.")
+    augmentation: Augmentation = Field(
+        default_factory=Augmentation, description="How pictures change from one showing to the next."
+    )
     precision: Literal["FP32", "BF16", "FP16"] = Field(
         default="FP32", description="Arithmetic of the model; the weights that are trained are kept in FP32 always."
     )

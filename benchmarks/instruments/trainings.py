@@ -72,8 +72,8 @@ def seconds_per_step(model: Path, *, steps: int = 20, warm_up: int = 5) -> float
         write_subject("robot", Path(folder) / "pictures")
         course = arrange(scan(Path(folder) / "pictures"), spec.training)
         loaded = load_path(model, dtype=torch.float32, device=torch.device("cpu"))
-        latents = LatentCache(Path(folder) / "latents")
-        latents.fill(course.items, loaded.vae, on_item=lambda _: None)
+        latents = LatentCache(Path(folder) / "latents", loaded.vae)
+        latents.fill(course.known_ahead, on_item=lambda _: None)
         accelerator = open_accelerator(spec.training.precision, gpus=0)
         session = open_session(spec, course, loaded, latents=latents, accelerator=accelerator, inputs="")
         for _ in range(warm_up):

@@ -58,8 +58,8 @@ def make(tmp_path: Path) -> Iterator[Make]:
         accelerator = open_accelerator(spec.training.precision, gpus=1)
         dtype = BASE_DTYPES[spec.training.precision]
         model = load_path(base, dtype=dtype, device=accelerator.device)
-        course, latents = arrange(pictures, spec.training), LatentCache(tmp_path / "latents")
-        latents.fill(course.items, model.vae, on_item=lambda _: None)
+        course, latents = arrange(pictures, spec.training), LatentCache(tmp_path / "latents", model.vae)
+        latents.fill(course.known_ahead, on_item=lambda _: None)
         return open_session(spec, course, model, latents=latents, accelerator=accelerator, inputs="same")
 
     yield open_one

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import count
 
+from darkroom_api.augmentation import Augmentation
 from darkroom_api.failures import FailureReason
 from darkroom_api.progress import Bucket, Plan
 from darkroom_api.training import Training
 from darkroom_api.validation import Validation
+from darkroom_trainer.augmenting import AS_IT_IS, Changes, changes_known_ahead, draw_changes
 from darkroom_trainer.buckets import Placement, Size, place
 from darkroom_trainer.dataset import Picture
 from darkroom_trainer.errors import RunError
@@ -24,10 +27,26 @@ from darkroom_trainer.randomness import shuffler
 
 @dataclass(frozen=True)
 class Item:
-    """A picture and how it is brought to its bucket."""
+    """A picture, how it is brought to its bucket, and how it is changed this time."""
 
     picture: Picture
     placement: Placement
+    changes: Changes = AS_IT_IS
+
+    @property
+    def crop(self) -> tuple[int, int, int, int]:
+        """Return the box that is shown of the scaled picture: left, top, right, bottom, before it is mirrored."""
+        return self.placement.crop(self.changes.corner)
+
+    @property
+    def corner(self) -> tuple[int, int]:
+        """Return how much is cut off to the left and above, as it is shown: a mirrored picture's left was its right."""
+        left, top, right, _ = self.crop
+        return self.placement.scaled[0] - right if self.changes.mirrored else left, top
+
+    def changed(self, changes: Changes) -> Item:
+        """Return the same picture with these changes."""
+        return replace(self, changes=changes)
 
 
 @dataclass(frozen=True)
@@ -44,6 +63,8 @@ class Course:
     """Batches per optimizer step."""
     validation: tuple[Item, ...] = ()
     """Pictures that are never trained on, each once."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    """How pictures that are trained on change from one showing to the next."""
 
     @property
     def pictures(self) -> list[Picture]:
@@ -77,6 +98,27 @@ class Course:
             total_steps=self.total_steps,
         )
 
+    @property
+    def changes_pictures(self) -> bool:
+        """Tell whether a picture may be shown in more than one way."""
+        return self.augmentation != Augmentation()
+
+    @property
+    def encodes_in_steps(self) -> bool:
+        """Tell whether the VAE is needed while training, since not all that is shown is known ahead."""
+        crops = self.augmentation.random_crop and any(it.placement.is_cropped for it in self.items)
+        return crops or self.augmentation.color
+
+    @property
+    def known_ahead(self) -> list[Item]:
+        """Return what will be shown again and again, the validation's pictures too: it is worth encoding beforehand."""
+        trained = [
+            item.changed(changes)
+            for item in self.items
+            for changes in changes_known_ahead(self.augmentation, item.placement)
+        ]
+        return [*trained, *self.validation]
+
     @cached_property
     def fingerprint(self) -> str:
         """Return a hash of all that the course depends on; other pictures or captions give another."""
@@ -85,19 +127,40 @@ class Course:
             for it in self.items
         ]
         parts += [f"validation\0{it.picture.sha256}\0{it.picture.caption}\0{it.placement}" for it in self.validation]
+        if self.changes_pictures:
+            parts.append(f"augmentation\0{self.augmentation!r}")
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def window(self, step: int) -> list[list[Item]]:
         """Return the batches of a step, from 0.
 
-        They follow each other in the epoch's order, of whatever buckets they are, as kohya accumulates.
+        They follow each other in the epoch's order, of whatever buckets they are, as kohya accumulates. Each picture
+        comes with changes of its own.
         """
         epoch, index = divmod(step, self.steps_per_epoch)
         if epoch not in self._recent_order:
             self._recent_order.clear()
             self._recent_order[epoch] = self.order(epoch)
         start = index * self.accumulation
-        return self._recent_order[epoch][start : start + self.accumulation]
+        window = self._recent_order[epoch][start : start + self.accumulation]
+        return self._changed(window, step) if self.changes_pictures else window
+
+    def _changed(self, window: list[list[Item]], step: int) -> list[list[Item]]:
+        """Draw the changes of each picture of a step by its number: how the step is cut into batches changes none."""
+        numbers = count()
+        return [
+            [
+                it.changed(
+                    draw_changes(
+                        self.augmentation,
+                        it.placement,
+                        shuffler(self.seed, "augmentation", step, next(numbers)),
+                    )
+                )
+                for it in batch
+            ]
+            for batch in window
+        ]
 
     @cached_property
     def _recent_order(self) -> dict[int, list[list[Item]]]:
@@ -153,6 +216,7 @@ def arrange(
         training.seed,
         accumulation=training.gradient_accumulation,
         validation=_placed(each_once(others), training, path="spec.validation.dataset.uri"),
+        augmentation=training.augmentation,
     )
 
 

@@ -25,9 +25,18 @@ class Placement:
     bucket: Size
 
     @property
-    def crop(self) -> tuple[int, int, int, int]:
-        """Return the box to cut out of the scaled picture: left, top, right, bottom."""
-        left, top = ((side - kept) // 2 for side, kept in zip(self.scaled, self.bucket, strict=True))
+    def slack(self) -> Size:
+        """Return how much of the scaled picture's width and height is cut off."""
+        return self.scaled[0] - self.bucket[0], self.scaled[1] - self.bucket[1]
+
+    @property
+    def is_cropped(self) -> bool:
+        """Tell whether anything is cut off."""
+        return self.scaled != self.bucket
+
+    def crop(self, corner: tuple[int, int] | None = None) -> tuple[int, int, int, int]:
+        """Return the box to cut out of the scaled picture: left, top, right, bottom; the middle without a corner."""
+        left, top = corner or (self.slack[0] // 2, self.slack[1] // 2)
         return left, top, left + self.bucket[0], top + self.bucket[1]
 
 

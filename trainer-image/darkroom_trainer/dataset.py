@@ -46,6 +46,7 @@ class Picture:
     size: tuple[int, int]
     """Width and height as seen upright."""
     caption: str
+    """One line or several, of which `captions` takes one."""
     repeats: int
     sha256: str
 
@@ -137,7 +138,7 @@ def _inspect(path: Path, repeats: int, tokens: str) -> Picture | str:
 
 
 def read_caption(picture: Path) -> str | None:
-    """Return the first line of a picture's caption, as kohya does; None without a caption file.
+    """Return a picture's caption without empty lines; None without a caption file.
 
     Raises:
         RejectedError: The file is empty or no text.
@@ -151,12 +152,13 @@ def read_caption(picture: Path) -> str | None:
                 f"its caption {path.name} has {path.stat().st_size} bytes; at most {MAXIMUM_CAPTION_BYTES}"
             )
         try:
-            text = path.read_text(encoding="utf-8-sig").strip()
+            lines = path.read_text(encoding="utf-8-sig").split("\n")
         except UnicodeDecodeError as error:
             raise RejectedError(f"its caption {path.name} is not UTF-8 text") from error
+        text = "\n".join(line for it in lines if (line := it.strip()))
         if not text or "\0" in text:
             raise RejectedError(f"its caption {path.name} is empty")
-        return text.splitlines()[0].strip()
+        return text
     return None
 
 

@@ -22,7 +22,7 @@ from darkroom_api.optimizers import Optimizer, TrainsTextEncoder
 from darkroom_api.schedules import Schedule
 from darkroom_api.training import TrainingSpec
 from darkroom_trainer.batches import Course
-from darkroom_trainer.captions import split_tags
+from darkroom_trainer.captions import lines_shown, split_tags
 from darkroom_trainer.families.model import Nature
 from darkroom_trainer.optimizers import text_encoder_learning_rate
 from darkroom_trainer.schedules import warmup_steps
@@ -201,9 +201,14 @@ def _dataset(spec: TrainingSpec, course: Course) -> dict[str, object]:
         "ss_bucket_no_upscale": str(not training.buckets.upscale),
         "ss_min_bucket_reso": training.buckets.minimum,
         "ss_max_bucket_reso": training.buckets.maximum,
+        "ss_color_aug": str(training.augmentation.color),
+        "ss_flip_aug": str(training.augmentation.flip),
+        "ss_random_crop": str(training.augmentation.random_crop),
         "ss_shuffle_caption": str(training.captions.shuffle),
         "ss_keep_tokens": training.captions.keep_tokens,
         "ss_caption_dropout_rate": training.captions.dropout,
+        "ss_caption_dropout_every_n_epochs": training.captions.dropout_every_epochs,
+        "ss_caption_tag_dropout_rate": training.captions.tag_dropout,
         "ss_dataset_dirs": {
             folder: {"n_repeats": found[0].repeats, "img_count": len(found)} for folder, found in by_folder.items()
         },
@@ -214,7 +219,8 @@ def _dataset(spec: TrainingSpec, course: Course) -> dict[str, object]:
             }
         },
         "ss_tag_frequency": {
-            folder: count_tags([picture.caption for picture in found]) for folder, found in by_folder.items()
+            folder: count_tags([line for it in found for line in lines_shown(it.caption, training.captions)])
+            for folder, found in by_folder.items()
         },
     }
 

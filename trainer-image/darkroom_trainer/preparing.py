@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Final
 
 from darkroom_api.failures import FailureReason
 from darkroom_api.lora_training import LoraTrainingSpec
@@ -23,6 +25,8 @@ from darkroom_trainer.metadata import BaseModelFile, hash_base_model
 from darkroom_trainer.services import Services
 from darkroom_trainer.session import Session, open_session
 from darkroom_trainer.weights_file import WeightsFile, open_weights
+
+LOG: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -100,11 +104,13 @@ def prepare(plan: RunPlan, services: Services, inputs: Inputs) -> Session:
         dtype=BASE_DTYPES[spec.training.precision],
         device=accelerator.device,
     )
-    latents, items = LatentCache(services.work / "latents"), [*course.items, *course.validation]
+    latents, items = LatentCache(services.work / "latents", model.vae), course.known_ahead
+    if course.encodes_in_steps:
+        LOG.info("training.augmentation: pictures are encoded while training, so the VAE stays on %s", model.device)
 
     def before_item(index: int) -> None:
         services.stop.check()
         reporter.stage(Stage.CACHING, f"picture {index + 1} of {len(items)}")
 
-    latents.fill(items, model.vae, on_item=before_item)
+    latents.fill(items, on_item=before_item)
     return open_session(spec, course, model, latents=latents, accelerator=accelerator, inputs=inputs.fingerprint)

@@ -136,8 +136,14 @@ class Session:
         noised = objectives.joined(
             [self._noised(item, step, number) for number, item in enumerate(batch, start=first)], self.model.device
         )
+        epoch = step // self.course.steps_per_epoch + 1
         captions = [
-            present(item.picture.caption, training.captions, shuffler(training.seed, "captions", step, number))
+            present(
+                item.picture.caption,
+                training.captions,
+                shuffler(training.seed, "captions", step, number),
+                epoch=epoch,
+            )
             for number, item in enumerate(batch, start=first)
         ]
         return self.losses(noised, self.predict(noised, captions, batch)).mean()
@@ -164,7 +170,7 @@ class Session:
     def predict(self, noised: objectives.Noised, captions: list[str], items: Sequence[Item]) -> torch.Tensor:
         """Return what the model says (B, C, H, W) of noised latents of these pictures under these captions."""
         model, encoding = self.model, self.spec.training.text_encoding
-        frames = [Frame(it.picture.size, it.placement.crop[:2], it.placement.bucket) for it in items]
+        frames = [Frame(it.picture.size, it.corner, it.placement.bucket) for it in items]
         with self.accelerator.autocast():
             conditions = self.prompts.encode(captions) if self.prompts else encode_prompts(model, captions, encoding)
             predicted_BCHW: torch.Tensor = model.unet(

@@ -17,6 +17,7 @@ import torch
 from darkroom_trainer import objectives
 from darkroom_trainer.batches import Item
 from darkroom_trainer.buckets import Size
+from darkroom_trainer.captions import whole
 from darkroom_trainer.randomness import noise_source
 from darkroom_trainer.session import Session, require_finite
 
@@ -97,5 +98,6 @@ def _losses(session: Session, looks: Sequence[Look], *, draws: int) -> list[floa
         alphas_T=alphas_T,
         velocity=model.nature.predicts_velocity,
     )
-    predicted_BCHW = session.predict(noised, [item.picture.caption for item in items], items)
+    captions = [whole(item.picture.caption, session.spec.training.captions) for item in items]
+    predicted_BCHW = session.predict(noised, captions, items)
     return session.losses(noised, predicted_BCHW).tolist()

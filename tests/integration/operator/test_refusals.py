@@ -49,6 +49,10 @@ EVERY_KIND = pytest.mark.parametrize("kind", TRAININGS, ids=lambda kind: kind.na
             {"training": {"objective": {"minSnrGamma": 5, "debiased": True}}},
             ["spec.training.objective", "either minSnrGamma or debiased"],
         ),
+        (
+            {"training": {"captions": {"keepTokensSeparator": ","}}},
+            ["spec.training.captions", "keepTokensSeparator must differ from separator"],
+        ),
         ({"validation": {}}, ["spec.validation", "give either images or dataset, not both and not neither"]),
         ({"validation": {"images": 1, "dataset": {"uri": "s3://studio/v"}}}, ["spec.validation", "not both"]),
         ({"validation": {"images": 0}}, ["spec.validation.images", "0", "greater than or equal to 1"]),
@@ -56,7 +60,7 @@ EVERY_KIND = pytest.mark.parametrize("kind", TRAININGS, ids=lambda kind: kind.na
         ({"backoffLimit": -1}, ["spec.backoffLimit", "-1", "greater than or equal to 0"]),
     ],
     ids=["rank", "unknown", "foreign", "both", "neither", "uri", "step", "seeds", "owner", "two rates", "low rate",
-         "free", "warm-up", "weights", "judges", "doubled", "none", "patience", "backoff"],
+         "free", "warm-up", "weights", "separators", "judges", "doubled", "none", "patience", "backoff"],
 )  # fmt: skip
 def test_a_wrong_spec_is_refused_with_path_given_and_allowed(
     cluster: Cluster, spec: dict[str, Any], words: list[str]

@@ -115,6 +115,10 @@ def test_spec_survives_its_own_json(kind: TrainingKind, more: dict[str, Any]) ->
             {"training": {"objective": {"loss": {"type": "L2", "delta": 0.1}}}},
             "spec.training.objective.loss.L2.delta: 0.1: Extra inputs are not permitted",
         ),
+        (
+            {"training": {"captions": {"separator": "|", "keepTokensSeparator": "|"}}},
+            "spec.training.captions: Value error, keepTokensSeparator must differ from separator",
+        ),
         ({"training": {"gradientAccumulation": 0}}, "spec.training.gradientAccumulation: 0: Input should be greater"),
         ({"validation": {}}, "spec.validation: Value error, give either images or dataset, not both and not neither"),
         (

@@ -62,8 +62,8 @@ class Maker:
             self._load(dtype, family=family),
             arrange(self._pictures, spec.training, validation=spec.validation),
         )
-        latents = LatentCache(self._directory / f"latents-{family}")
-        latents.fill([*course.items, *course.validation], model.vae, on_item=lambda _: None)
+        latents = LatentCache(self._directory / f"latents-{family}", model.vae)
+        latents.fill(course.known_ahead, on_item=lambda _: None)
         accelerator = open_accelerator(spec.training.precision, gpus=0)
         return open_session(spec, course, model, latents=latents, accelerator=accelerator, inputs=inputs)
 

@@ -138,7 +138,7 @@ def test_placements_without_upscaling(size: tuple[int, int], expected: Placement
 
 def test_without_buckets_every_picture_is_a_square() -> None:
     assert place((1000, 500), resolution=512, buckets=Buckets(enabled=False)) == Placement((1024, 512), (512, 512))
-    assert Placement((1024, 512), (512, 512)).crop == (256, 0, 768, 512)
+    assert Placement((1024, 512), (512, 512)).crop() == (256, 0, 768, 512)
 
 
 def test_minimum_and_maximum_are_rounded_to_the_step() -> None:
@@ -148,7 +148,7 @@ def test_minimum_and_maximum_are_rounded_to_the_step() -> None:
 @given(SIDES, SIDES)
 def test_a_scaled_picture_covers_its_bucket(width: int, height: int) -> None:
     placed = place((width, height), resolution=512, buckets=Buckets())
-    left, top, right, bottom = placed.crop
+    left, top, right, bottom = placed.crop()
     assert placed.bucket[0] <= placed.scaled[0]
     assert placed.bucket[1] <= placed.scaled[1]
     assert (right - left, bottom - top) == placed.bucket

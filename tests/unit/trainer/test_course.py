@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from darkroom_api.training import Captions, Training
+from darkroom_api.training import Training
 from darkroom_trainer.batches import Course, arrange
-from darkroom_trainer.captions import present
 from darkroom_trainer.dataset import Picture
 from darkroom_trainer.errors import RunError
 from darkroom_trainer.randomness import derive, noise_source
@@ -96,23 +94,6 @@ def test_pictures_too_small_for_a_bucket_are_all_named() -> None:
     small = [picture(1, (40, 500)), picture(2), picture(3, (500, 63))]
     with pytest.raises(RunError, match=r"2 pictures are smaller(?s:.*)1_x/1.png: 40x500(?s:.*)1_x/3.png: 500x63"):
         course(small, buckets={"upscale": False})
-
-
-def test_captions_are_shown_as_they_are_by_default() -> None:
-    assert present("b ,a,  c", Captions(), random.Random(1)) == "b ,a,  c"
-
-
-@given(st.integers(0, 2**32), st.integers(0, 6))
-def test_shuffling_keeps_the_first_tags(seed: int, keep: int) -> None:
-    tags = ["a", "b", "c", "d", "e"]
-    shown = present(", ".join(tags), Captions(shuffle=True, keep_tokens=keep), random.Random(seed)).split(", ")
-    assert shown[:keep] == tags[:keep]
-    assert sorted(shown) == tags
-
-
-def test_dropout_takes_its_share() -> None:
-    shown = [present("a", Captions(dropout=0.25), random.Random(seed)) for seed in range(2000)]
-    assert 400 < shown.count("") < 600
 
 
 def test_random_numbers_depend_on_their_purpose() -> None:

@@ -39,12 +39,12 @@ def test_a_missing_caption_becomes_the_class_tokens(tmp_path: Path) -> None:
     assert scan(tmp_path)[0].caption == "sks_one robot"
 
 
-def test_txt_wins_over_caption_and_the_first_line_counts(tmp_path: Path) -> None:
+def test_txt_wins_over_caption_and_empty_lines_do_not_count(tmp_path: Path) -> None:
     write_pictures(tmp_path, folder=FOLDER, sizes=[(64, 64), (64, 64)])
     (tmp_path / FOLDER / "0.caption").write_text("other")
-    (tmp_path / FOLDER / "0.txt").write_text("\ufefffirst, line\nsecond")
+    (tmp_path / FOLDER / "0.txt").write_text("\ufeff\n first, line \r\n\n\tsecond\n")
     (tmp_path / FOLDER / "1.txt").rename(tmp_path / FOLDER / "1.caption")
-    assert [it.caption for it in scan(tmp_path)] == ["first, line", "sks robot, thing 1, blue"]
+    assert [it.caption for it in scan(tmp_path)] == ["first, line\nsecond", "sks robot, thing 1, blue"]
 
 
 def test_phone_photos_stand_upright(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from darkroom_trainer.latents import LatentCache
 from darkroom_trainer.session import Session
 from tests.unit.trainer.sessions import Maker, same, weights
 
+AUGMENTED = {"flip": True, "color": True, "randomCrop": True}
 RESUMED: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "AdamW": ({"optimizer": {"type": "AdamW", "learningRate": 2e-3}}, (1, 4, 7)),
     "AdamW8bit": ({"optimizer": {"type": "AdamW8bit", "learningRate": 2e-3}}, (3,)),
@@ -35,6 +36,23 @@ RESUMED: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
         (3, 4),
     ),
     "accumulated": ({"gradientAccumulation": 3, "epochs": 4}, (1, 4, 7)),
+    "augmentation": (
+        {"augmentation": AUGMENTED, "buckets": {"enabled": False}, "gradientAccumulation": 2, "epochs": 4},
+        (1, 5),
+    ),
+    "captions": (
+        {
+            "captions": {
+                "shuffle": True,
+                "tagDropout": 0.3,
+                "keepTokens": 1,
+                "dropoutEveryEpochs": 2,
+                "prefix": "{a|an old} photo of",
+                "wildcards": True,
+            }
+        },
+        (1, 5),
+    ),
     "objective": (
         {
             "objective": {
@@ -99,8 +117,9 @@ UNEQUAL: dict[str, Any] = {"batchSize": 3, "gradientAccumulation": 2, "buckets":
         ({"buckets": {"enabled": False}, "gradientAccumulation": 3}, 6, [[2, 2, 2], [2]]),
         ({"gradientAccumulation": 3}, 1, [[2, 2, 2], [2]]),
         (UNEQUAL, 5, [[2, 3], [3]]),
+        ({**UNEQUAL, "augmentation": AUGMENTED}, 5, [[2, 3], [3]]),
     ],
-    ids=["large batch", "across buckets", "short batch"],
+    ids=["large batch", "across buckets", "short batch", "augmented"],
 )
 def test_accumulated_batches_do_what_one_batch_of_all_their_pictures_does(
     make: Maker, training: dict[str, Any], together: int, shown: list[list[int]]
@@ -230,6 +249,16 @@ def test_it_learns(make: Maker) -> None:
     assert sum(losses[-quarter:]) < 0.9 * sum(losses[:quarter])
 
 
+def test_the_epoch_decides_whether_captions_are_shown(make: Maker) -> None:
+    always, second = make(captions={}), make(captions={"dropoutEveryEpochs": 2})
+    while always.epoch < 2:
+        always.step()
+        second.step()
+    shown, found = always.position.losses, second.position.losses
+    assert found[:-1] == shown[:-1]
+    assert found[-1] != shown[-1]
+
+
 def test_a_text_encoder_at_rate_0_is_left_alone(make: Maker) -> None:
     session = make(optimizer={"type": "AdamW", "textEncoderLearningRate": 0})
     assert session.trainee.named_parameters("text_encoder") == {}
@@ -282,7 +311,16 @@ def test_a_vae_that_gives_nan_is_named_with_the_picture(make: Maker, tmp_path: P
     vae = session.model.vae
     vae.encoder.conv_in.weight.data.fill_(float("inf"))
     with pytest.raises(RunError, match=r"not finite for 2_sks robot/0.png"):
-        LatentCache(tmp_path / "other").fill(session.course.items, vae, on_item=lambda _: None)
+        LatentCache(tmp_path / "other", vae).fill(session.course.items, on_item=lambda _: None)
+
+
+def test_every_augmentation_changes_what_is_learned(make: Maker) -> None:
+    def first_loss(**augmentation: bool) -> float:
+        session = make(buckets={"enabled": False}, batchSize=8, augmentation=augmentation)
+        return session.step().loss
+
+    losses = [first_loss(), *(first_loss(**{name: True}) for name in AUGMENTED)]
+    assert len(set(losses)) == 4
 
 
 def test_latents_are_drawn_anew_each_time(make: Maker) -> None:

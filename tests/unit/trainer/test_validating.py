@@ -20,8 +20,8 @@ from darkroom_trainer.conditioning import encode_prompts
 from darkroom_trainer.dataset import Picture
 from darkroom_trainer.errors import RunError, StopRequested
 from darkroom_trainer.families.configurations import SCHEDULER
-from darkroom_trainer.latents import to_pixels
 from darkroom_trainer.metadata import BaseModelFile
+from darkroom_trainer.pixels import to_pixels
 from darkroom_trainer.publishing import Publisher
 from darkroom_trainer.reporting import Reporter
 from darkroom_trainer.results import Results
@@ -205,13 +205,19 @@ def test_two_validations_of_the_same_weights_are_equal_to_the_bit(make: Maker) -
 
 @torch.no_grad()
 def test_captions_are_shown_whole_and_the_encoders_noise_stays_out(make: Maker) -> None:
-    plain = make(validation=HELD_OUT, captions={})
-    lively = make(validation=HELD_OUT, captions={"shuffle": True, "dropout": 1.0})
+    plain = make(validation=HELD_OUT, captions={"prefix": "old,"})
+    lively = make(validation=HELD_OUT, captions={"prefix": "old,", "shuffle": True, "tagDropout": 1, "dropout": 1})
     assert measure(lively) == measure(plain)
+    assert measure(make(validation=HELD_OUT, captions={})) != measure(plain)
     held = plain.course.validation[0]
     encoded = plain.model.vae.encode(to_pixels(held).unsqueeze(0)).latent_dist
     assert torch.equal(plain.latents.means([held]), encoded.mean)
     assert not torch.equal(plain.latents.draw([held], torch.Generator().manual_seed(1)), encoded.mean)
+
+
+def test_pictures_are_shown_as_they_are(make: Maker) -> None:
+    augmentation = {"flip": True, "color": True, "randomCrop": True}
+    assert measure(make(validation=HELD_OUT, augmentation=augmentation)) == measure(make(validation=HELD_OUT))
 
 
 def test_the_size_of_a_batch_changes_nothing_but_rounding(make: Maker) -> None:
