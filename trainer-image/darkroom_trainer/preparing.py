@@ -9,12 +9,13 @@ from pathlib import Path
 
 from darkroom_api.failures import FailureReason
 from darkroom_api.plan import RunPlan
-from darkroom_api.progress import Stage
+from darkroom_api.progress import Plan, Stage
+from darkroom_trainer.advising import planned
 from darkroom_trainer.batches import Course, arrange
 from darkroom_trainer.dataset import Picture, scan
 from darkroom_trainer.errors import RunError
 from darkroom_trainer.families import sd15
-from darkroom_trainer.families.recognition import check_family
+from darkroom_trainer.families.recognition import check_family, is_full_size
 from darkroom_trainer.fetching import DATASET, VALIDATION_DATASET, datasets, fetch_base_model, fetch_dataset
 from darkroom_trainer.hardware import BASE_DTYPES, open_accelerator
 from darkroom_trainer.latents import LatentCache
@@ -33,6 +34,8 @@ class Inputs:
     base: Future[BaseModelFile]
     """Hashes of the model's file, computed beside everything else."""
     course: Course
+    plan: Plan
+    """The course as the status shows it, with advice."""
 
     @property
     def fingerprint(self) -> str:
@@ -64,7 +67,8 @@ def fetch(plan: RunPlan, services: Services) -> Inputs:
             validation=spec.validation,
             others=pictures.get(VALIDATION_DATASET, []),
         )
-        return Inputs(model, header, base, course)
+        advised = planned(spec, course, is_full_size=is_full_size(header.shapes))
+        return Inputs(model, header, base, course, advised)
 
 
 def _fetch_pictures(plan: RunPlan, services: Services) -> dict[str, list[Picture]]:

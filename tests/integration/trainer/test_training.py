@@ -29,6 +29,9 @@ def undisturbed(bench: Bench) -> Objects:
     assert (result.outcome, result.step, result.epoch) == ("Succeeded", STEPS, 2)
     assert [record.epoch for record in result.checkpoints] == [1, 2]
     assert [record.num_samples for record in result.checkpoints] == [2, 2]
+    assert result.plan
+    assert "10 to 200 are usual" in result.plan.advice[0]
+    assert f"Advice: {result.plan.advice[0]}" in attempt.log
     return bench.objects("calm")
 
 

@@ -16,6 +16,8 @@ UNET: Final = "model.diffusion_model."
 VAE: Final = "first_stage_model."
 TEXT_ENCODER: Final = "cond_stage_model.transformer."
 FIRST_CONVOLUTION: Final = f"{UNET}input_blocks.0.0.weight"
+FULL_WIDTH: Final = 320
+"""Channels that the UNet's first convolution makes in SD 1.x, SD 2.x and SDXL."""
 
 SIGNS: Final = (
     ("lora_", "a LoRA"),
@@ -45,6 +47,11 @@ def recognise(shapes: Shapes) -> str:
         return "no Stable Diffusion checkpoint"
     channels = shapes[FIRST_CONVOLUTION][1]
     return "SD15" if channels == 4 else CONDITIONED.get(channels, f"a UNet of {channels} input channels")
+
+
+def is_full_size(shapes: Shapes) -> bool:
+    """Tell whether a checkpoint is as large as its family's, not a small one of the same topology for tests."""
+    return shapes.get(FIRST_CONVOLUTION, (0,))[0] == FULL_WIDTH
 
 
 def check_family(header: Header, path: Path, *, family: str) -> None:
