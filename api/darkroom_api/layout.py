@@ -1,7 +1,8 @@
 """Where a run's objects lie below its output: pure functions from names to keys.
 
-``<output.uri>/<name>-<run id>/`` holds ``plan.json``, ``checkpoints/``, ``samples/``, ``state/`` and ``index.json``.
-A directory exists only once its ``manifest.json``, written last, names its files.
+``<output.uri>/<name>-<run id>/`` holds ``plan.json``, ``checkpoints/``, ``samples/``, ``state/``, ``events/`` and
+``index.json``. A directory exists only once its ``manifest.json``, written last, names its files; ``events/`` has none,
+since TensorBoard takes one folder for one run: each of its files is an object of its own, there whole or not at all.
 """
 
 from __future__ import annotations
@@ -37,6 +38,15 @@ def samples_directory(epoch: int) -> str:
 def state_directory(step: int) -> str:
     """Return the directory of the resume state after this many steps."""
     return f"state/step-{step:08d}"
+
+
+EVENTS: Final = "events"
+"""The folder, below the run's prefix, that TensorBoard reads as one run."""
+
+
+def events_file(epoch: int) -> str:
+    """Return the name of an epoch's event file: TensorBoard reads names with ``tfevents``, in their order."""
+    return f"events.out.tfevents.{epoch:06d}"
 
 
 def weights_file(name: str, *, epoch: int, suffix: str = ".safetensors") -> str:

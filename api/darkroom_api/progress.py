@@ -30,6 +30,11 @@ class Stage(StrEnum):
     DONE = "Done"
 
 
+MAXIMUM_ADVICE: Final = 12
+"""Sentences of advice that a plan may carry."""
+Advice = Annotated[str, Field(max_length=400)]
+
+
 class Bucket(Model):
     """Pictures trained at one size."""
 
@@ -48,6 +53,17 @@ class Plan(Model):
     )
     steps_per_epoch: int = Field(ge=0, description="Optimizer steps of one epoch.")
     total_steps: int = Field(ge=0, description="Optimizer steps of the whole run.")
+    estimated_seconds: int | None = Field(
+        default=None,
+        ge=0,
+        description="Time that all these steps take at the measured speed, with what lies between epochs. "
+        "Known after the first steps.",
+    )
+    advice: list[Advice] = Field(
+        default_factory=list,
+        max_length=MAXIMUM_ADVICE,
+        description="What is unusual about steps, pictures or settings, and what to do; empty if all is usual.",
+    )
 
 
 Loss = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -43,8 +43,8 @@ def encode_result(result: RunResult) -> bytes:
     while len(data := result.model_dump_json(by_alias=True, exclude_none=True).encode()) > TERMINATION_MESSAGE_BYTES:
         if result.checkpoints:
             result = result.model_copy(update={"checkpoints": result.checkpoints[1:]})
-        elif result.plan and result.plan.buckets:
-            result = result.model_copy(update={"plan": result.plan.model_copy(update={"buckets": []})})
+        elif result.plan and (result.plan.buckets or result.plan.advice):
+            result = result.model_copy(update={"plan": result.plan.model_copy(update={"buckets": [], "advice": []})})
         else:
             assert result.failure, "an outcome without lists is small"
             shorter = result.failure.model_copy(

@@ -70,6 +70,10 @@ def milestones(before: TrainingStatus | None, now: TrainingStatus) -> Iterator[s
             f"{now.plan.total_steps} in all"
             + (f"; {count(held, 'other picture')} for validation" if (held := now.plan.validation_images) else "")
         )
+        yield from (f"advice: {sentence}" for sentence in now.plan.advice)
+    seconds = now.plan.estimated_seconds if now.plan else None
+    if seconds is not None and (old.plan is None or old.plan.estimated_seconds is None):
+        yield f"all steps take about {duration_text(seconds)} at the measured speed"
     if before and now.attempts > old.attempts > 0:
         yield f"attempt {now.attempts} begins"
     if now.failure and now.failure != old.failure and now.phase is not Phase.FAILED:

@@ -113,7 +113,13 @@ def _pictures_of(folder: Path, problems: list[str]) -> list[tuple[Path, int, str
         return []
     if not paths:
         problems.append(f"{folder.name}/: no picture in it")
-    return [(path, repeats, match["tokens"].strip()) for path in paths]
+    return [(path, repeats, tokens_of(folder.name)) for path in paths]
+
+
+def tokens_of(folder: str) -> str:
+    """Return the words in a folder's name: the caption of its pictures that have none of their own."""
+    match = FOLDER.fullmatch(folder)
+    return match["tokens"].strip() if match else ""
 
 
 def _visible(folder: Path) -> Iterable[Path]:

@@ -60,6 +60,16 @@ class Pace:
             return math.fsum(self.gaps) / len(self.gaps)
         return max(self.before_first or 0.0, self.running_gap)
 
+    @property
+    def is_settled(self) -> bool:
+        """Tell whether enough steps were measured to speak for a whole run."""
+        return len(self.seconds) == WINDOW
+
+    def whole(self, *, steps: int, epochs: int) -> float | None:
+        """Return the seconds that so many steps in so many epochs take, or None before anything was measured."""
+        speed = self.steps_per_second
+        return None if speed is None else steps / speed + epochs * self.seconds_between_epochs
+
     def remaining(self, *, steps: int, epoch_ends: int, now: float) -> float | None:
         """Return the seconds to the end, or None before anything was measured.
 
@@ -68,8 +78,5 @@ class Pace:
             epoch_ends: Epochs that have not ended, the one being trained included.
             now: The time; what has passed since the last step is taken off.
         """
-        speed, since = self.steps_per_second, self.last_step_at
-        if speed is None or since is None:
-            return None
-        total = steps / speed + epoch_ends * self.seconds_between_epochs
-        return max(0.0, total - (now - since))
+        total, since = self.whole(steps=steps, epochs=epoch_ends), self.last_step_at
+        return None if total is None or since is None else max(0.0, total - (now - since))

@@ -11,13 +11,14 @@ from typing import Final
 from darkroom_api.failures import FailureReason
 from darkroom_api.lora_training import LoraTrainingSpec
 from darkroom_api.plan import RunPlan
-from darkroom_api.progress import Stage
+from darkroom_api.progress import Plan, Stage
+from darkroom_trainer.advising import planned
 from darkroom_trainer.batches import Course, arrange
 from darkroom_trainer.dataset import Picture, scan
 from darkroom_trainer.errors import RunError
 from darkroom_trainer.families.configurations import Family
 from darkroom_trainer.families.loading import load
-from darkroom_trainer.families.recognition import check_family
+from darkroom_trainer.families.recognition import check_family, native_side
 from darkroom_trainer.fetching import DATASET, VALIDATION_DATASET, datasets, fetch_base_model, fetch_dataset
 from darkroom_trainer.hardware import BASE_DTYPES, open_accelerator
 from darkroom_trainer.latents import LatentCache
@@ -38,6 +39,8 @@ class Inputs:
     base: Future[BaseModelFile]
     """Hashes of the model's file, computed beside everything else."""
     course: Course
+    plan: Plan
+    """The course as the status shows it, with advice."""
 
     @property
     def fingerprint(self) -> str:
@@ -69,7 +72,8 @@ def fetch(plan: RunPlan, services: Services) -> Inputs:
             validation=spec.validation,
             others=pictures.get(VALIDATION_DATASET, []),
         )
-        return Inputs(file, family, base, course)
+        advised = planned(spec, course, native_side=native_side(family, file.header.shapes, spec.training.objective))
+        return Inputs(file, family, base, course, advised)
 
 
 def _trainable(plan: RunPlan) -> LoraTrainingSpec:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from darkroom_api.failures import FailureReason
-from darkroom_api.layout import INDEX, MANIFEST, checkpoint_directory, final_weights_file
+from darkroom_api.layout import EVENTS, INDEX, MANIFEST, checkpoint_directory, final_weights_file
 from darkroom_api.objects import FileRecord, Index, Manifest, ValidationRecord
 from darkroom_api.plan import RunPlan
 from darkroom_api.progress import Stage
@@ -30,8 +30,8 @@ from darkroom_trainer.store import Store, sha256_of
 
 LOG: Final = logging.getLogger(__name__)
 
-QUEUE_LENGTH: Final = 12
-"""Directories that may wait; then training waits. Four epochs' worth of checkpoint, samples and state."""
+QUEUE_LENGTH: Final = 16
+"""Directories that may wait; then training waits. Four epochs' worth of checkpoint, samples, events and state."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,10 @@ class Publisher:
     def publish_final(self, path: Path, epoch: int, step: int) -> None:
         """Hand over the last epoch's weights, for the name without a number."""
         self._put(_Task(None, (path,), epoch, step))
+
+    def publish_events(self, path: Path, epoch: int, step: int) -> None:
+        """Hand over an epoch's event file, which lies beside those of other epochs and has no manifest."""
+        self._put(_Task(EVENTS, (path,), epoch, step))
 
     def check(self) -> None:
         """Raise the failure of the background thread, if there is one; cheap enough for every step."""
@@ -164,6 +168,9 @@ class Publisher:
         if task.directory is None:
             self._publish_final(task)
             return
+        if task.directory == EVENTS:
+            self._publish_events(task)
+            return
         location = self._prefix.join(task.directory)
         files = sorted(map(_record_of, task.files), key=lambda file: file.name)
         manifest = Manifest(
@@ -190,6 +197,17 @@ class Publisher:
             LOG.info("Copied %s to %s", source, final)
             return
         self._upload(path, final, sha256=ours.sha256)
+
+    def _publish_events(self, task: _Task) -> None:
+        """Upload an event file, unless an earlier attempt has: by exact resume it holds the same."""
+        path = task.files[0]
+        ours, location = _record_of(path), self._prefix.join(EVENTS, path.name)
+        if not self._store.has(location):
+            self._upload(path, location, sha256=ours.sha256)
+            LOG.info("Published %s/%s (%.1f MB)", EVENTS, path.name, ours.size_bytes / 1e6)
+        elif not self._store.has(location, size=ours.size_bytes):
+            LOG.warning("%s was published by an earlier attempt with other content, which stays", location)
+        _remove(task.files)
 
     def _make_durable(self, task: _Task, location: S3Location, manifest: Manifest) -> Manifest:
         """Return the manifest that stands in the store in the end: ours, or that of an earlier attempt."""

@@ -107,6 +107,8 @@ class Reporter:
             plan.steps_per_epoch,
             plan.total_steps,
         )
+        for sentence in plan.advice:
+            LOG.info("Advice: %s", sentence)
 
     def restored(self, *, epoch: int, step: int, validations: Mapping[int, float] | None = None) -> None:
         """Tell where an earlier attempt had come to."""
@@ -130,6 +132,7 @@ class Reporter:
             self._pace.stepped(epoch=epoch, loss=loss, seconds=seconds, now=self._clock())
             self._epoch, self._step = epoch, step
             self._learning_rate = learning_rate if math.isfinite(learning_rate) and learning_rate >= 0 else None
+            self._estimate()
             self._touch()
             self._line()
 
@@ -145,8 +148,7 @@ class Reporter:
         with self._lock:
             self._early_stop = stop
             if self._plan:
-                total = stop.epoch * self._plan.steps_per_epoch
-                self._plan = self._plan.model_copy(update={"total_steps": total})
+                self._plan = shortened(self._plan, epochs=stop.epoch)
             self._touch()
         LOG.info("Stopping early after epoch %d; validations without improvement: %d", stop.epoch, stop.validations)
 
@@ -270,12 +272,20 @@ class Reporter:
             return 0.0
         if self._plan is None or not self._plan.steps_per_epoch:
             return None
-        epochs = math.ceil(self._plan.total_steps / self._plan.steps_per_epoch)
         return self._pace.remaining(
             steps=max(0, self._plan.total_steps - self._step),
-            epoch_ends=max(0, epochs - self._epoch + 1),
+            epoch_ends=max(0, _epochs_of(self._plan) - self._epoch + 1),
             now=self._clock(),
         )
+
+    def _estimate(self) -> None:
+        """Add to the plan how long it takes: once, when the speed is measured well, since each change is written."""
+        plan = self._plan
+        if plan is None or plan.estimated_seconds is not None or not self._pace.is_settled:
+            return
+        seconds = self._pace.whole(steps=plan.total_steps, epochs=_epochs_of(plan))
+        if seconds is not None:
+            self._plan = plan.model_copy(update={"estimated_seconds": round(seconds)})
 
     def _line(self) -> None:
         total = self._plan.total_steps if self._plan else 0
@@ -294,6 +304,18 @@ class Reporter:
             "?" if speed is None else f"{speed:.2f}",
             "?" if remaining is None else clock_time(remaining),
         )
+
+
+def _epochs_of(plan: Plan) -> int:
+    return math.ceil(plan.total_steps / plan.steps_per_epoch) if plan.steps_per_epoch else 0
+
+
+def shortened(plan: Plan, *, epochs: int) -> Plan:
+    """Return a plan that ends with an earlier epoch."""
+    total, seconds = epochs * plan.steps_per_epoch, plan.estimated_seconds
+    if seconds is not None and plan.total_steps:
+        seconds = round(seconds * total / plan.total_steps)
+    return plan.model_copy(update={"total_steps": total, "estimated_seconds": seconds})
 
 
 def clock_time(seconds: float) -> str:

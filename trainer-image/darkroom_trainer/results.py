@@ -1,4 +1,4 @@
-"""What a run hands over: validation, checkpoints and samples at the end of epochs, and its resume state."""
+"""What a run hands over: validation, checkpoints, samples and curves at the end of epochs, and its resume state."""
 
 from __future__ import annotations
 
@@ -11,11 +11,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from darkroom_api.layout import checkpoint_directory, sample_file, samples_directory, state_directory, weights_file
+from darkroom_api.layout import (
+    EVENTS,
+    checkpoint_directory,
+    events_file,
+    sample_file,
+    samples_directory,
+    state_directory,
+    weights_file,
+)
 from darkroom_api.progress import Stage
+from darkroom_trainer import events
 from darkroom_trainer.choosing import is_validated
 from darkroom_trainer.metadata import BaseModelFile, metadata
 from darkroom_trainer.number_formats import DTYPES
+from darkroom_trainer.opening import learning_rate_of
 from darkroom_trainer.sampling import paint, wanted_pictures
 from darkroom_trainer.services import Services
 from darkroom_trainer.session import Session
@@ -43,7 +53,7 @@ class Results:
     _saves: Iterator[int] = field(default_factory=itertools.count, init=False)
 
     def close_epoch(self, epoch: int) -> None:
-        """Validate an epoch, hand over its checkpoint and samples, then the state; epoch 0 has no checkpoint.
+        """Validate an epoch, hand over its checkpoint, samples and curves, then the state; epoch 0 has no checkpoint.
 
         Raises:
             StopRequested: In the middle of validation or samples; the epoch is not closed, its end will be repeated.
@@ -56,8 +66,8 @@ class Results:
             has_checkpoint = epoch > 0 and (is_last or epoch % spec.checkpoints.every_epochs == 0)
             if has_checkpoint:
                 self._write_checkpoint(epoch, is_last=is_last)
-            if spec.samples.prompts and (is_last or epoch % spec.samples.every_epochs == 0):
-                self._paint_samples(epoch)
+            has_samples = bool(spec.samples.prompts) and (is_last or epoch % spec.samples.every_epochs == 0)
+            self._hand_over_events(epoch, self._paint_samples(epoch) if has_samples else [])
         if has_checkpoint:
             position.forget_steps()
         position.closed_epoch = epoch
@@ -146,26 +156,60 @@ class Results:
             metrics |= {"validationLoss": position.validations.get(epoch), "validations": curve}
         return metrics
 
-    def _paint_samples(self, epoch: int) -> None:
+    def _paint_samples(self, epoch: int) -> list[Path]:
         session, spec, files = self.session, self.session.spec, []
-        directory = samples_directory(epoch)
-        folder = self._folder(directory)
-        pictures, encoding = (
-            wanted_pictures(spec.samples, resolution=spec.training.resolution),
-            spec.training.text_encoding,
-        )
+        folder = self._folder(samples_directory(epoch))
+        pictures = wanted_pictures(spec.samples, resolution=spec.training.resolution)
+        encoding = spec.training.text_encoding
         with session.trainee.rounded(DTYPES[spec.checkpoints.precision]):
             for number, (prompt, picture) in enumerate(pictures, start=1):
                 self.services.reporter.stage(Stage.SAMPLING, f"Epoch {epoch}: picture {number} of {len(pictures)}")
                 path = folder / sample_file(prompt, picture.seed)
                 paint(session.model, picture, encoding=encoding, before_step=self.services.stop.check).save(path)
                 files.append(path)
-        step = session.position.step
-        # By way of the writer, so that samples cannot overtake the checkpoint before them.
-        self._writer.hand_over(lambda: self.services.publisher.publish(directory, files, epoch=epoch, step=step))
+        return files
+
+    def _hand_over_events(self, epoch: int, samples: list[Path]) -> None:
+        """Hand over an epoch's samples, and its curves with these pictures for TensorBoard.
+
+        One job of the writer: samples cannot overtake the checkpoint before them, and once they are the publisher's
+        they may be gone.
+        """
+        publisher, step = self.services.publisher, self.session.position.step
+        path = self._folder(EVENTS) / events_file(epoch)
+        scalars = curves(self.session, epoch)
+        pictures = [events.Picture(step, f"samples/{sample.stem}", sample) for sample in samples]
+
+        def write() -> None:
+            if scalars or pictures:
+                events.write_events(path, scalars, pictures)
+            if samples:
+                publisher.publish(samples_directory(epoch), samples, epoch=epoch, step=step)
+            if scalars or pictures:
+                publisher.publish_events(path, epoch, step)
+
+        self._writer.hand_over(write)
 
     def _folder(self, directory: str) -> Path:
         # No fsync: this disk lives no longer than the pod, and the publisher verifies what arrives in the store.
         folder = self.services.work / "results" / directory
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+
+def curves(session: Session, epoch: int) -> list[events.Scalars]:
+    """Return what TensorBoard is to show of an epoch: loss and learning rates of its steps, loss of its validation."""
+    position, spec = session.position, session.spec
+    first = (epoch - 1) * session.course.steps_per_epoch + 1
+    peaks = {
+        part: learning_rate_of(spec, part) for part in session.model.parts if session.trainee.named_parameters(part)
+    }
+    shares = {part: peak / session.peaks[0] for part, peak in peaks.items()}
+    scalars = [
+        events.Scalars(step, {"loss": loss} | {f"learning_rate/{part}": rate * share for part, share in shares.items()})
+        for step, loss, rate in zip(position.steps, position.losses, position.learning_rates, strict=True)
+        if step >= first  # with fewer checkpoints than epochs, those of the epochs before are there still
+    ]
+    if epoch in position.validations:
+        scalars.append(events.Scalars(position.step, {"validation_loss": position.validations[epoch]}))
+    return scalars

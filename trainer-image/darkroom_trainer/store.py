@@ -117,8 +117,8 @@ class Store:
         """Return an object's size in bytes."""
         return self._run(lambda: self._head(location), "looking at", location)
 
-    def has(self, location: S3Location, *, size: int) -> bool:
-        """Tell whether there is an object of this size."""
+    def has(self, location: S3Location, *, size: int | None = None) -> bool:
+        """Tell whether there is an object, of this size if one is given."""
         return self._run(lambda: self._exists(location, size), "looking at", location)
 
     def read(self, location: S3Location) -> bytes:

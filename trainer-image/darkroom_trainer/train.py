@@ -24,7 +24,7 @@ def train(plan: RunPlan, services: Services) -> None:
     reporter, publisher, stop = services.reporter, services.publisher, services.stop
     with memory_limit():
         inputs = fetch(plan, services)
-        reporter.planned(inputs.course.plan)
+        reporter.planned(inputs.plan)
         session = prepare(plan, services, inputs)
         restored = restore(services.store, plan.prefix, services.work)
         publisher.adopt(restored)

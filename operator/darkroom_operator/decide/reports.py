@@ -65,10 +65,9 @@ def collect(sources: Sources, plan: RunPlan, *, phase: Phase, interval: float, n
     heard, word = sources.heard, sources.last_word
     told = sources.status.plan
     if heard and heard.progress.plan:
-        told = heard.progress.plan
-    if word and word.result and (last := word.result.plan):
-        # Its buckets are left out where they did not fit.
-        told = last.model_copy(update={"buckets": told.buckets}) if told and not last.buckets else last
+        told = _filled_up(told, heard.progress.plan)
+    if word and word.result and word.result.plan:
+        told = _filled_up(told, word.result.plan)
     best = _best_epoch(sources, epochs=plan.spec.training.epochs)
     checkpoints = _checkpoints(sources, plan, best=best)
     latest = _progress(sources, told, epochs=plan.spec.training.epochs)
@@ -83,6 +82,14 @@ def collect(sources: Sources, plan: RunPlan, *, phase: Phase, interval: float, n
     if held_back is not None or _says_the_same(recorded, latest):
         latest = recorded
     return Reports(told, latest, checkpoints, best, held_back)
+
+
+def _filled_up(before: Plan | None, plan: Plan) -> Plan:
+    """Keep what a plan does not tell: a last word has no room for lists, a new pod has measured no speed yet."""
+    if before is None:
+        return plan
+    names = ("buckets", "advice", "estimated_seconds")
+    return plan.model_copy(update={name: getattr(before, name) for name in names if not getattr(plan, name)})
 
 
 def _held_back(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from darkroom_api.failures import ExitCode, FailureReason
 from tests.builders.s3_proxy import S3Proxy
@@ -29,6 +30,9 @@ def undisturbed(bench: Bench) -> Objects:
     assert (result.outcome, result.step, result.epoch) == ("Succeeded", STEPS, 2)
     assert [record.epoch for record in result.checkpoints] == [1, 2]
     assert [record.num_samples for record in result.checkpoints] == [2, 2]
+    assert result.plan
+    assert "10 to 200 are usual" in result.plan.advice[0]
+    assert f"Advice: {result.plan.advice[0]}" in attempt.log
     return bench.objects("calm")
 
 
@@ -40,6 +44,7 @@ def test_a_run_leaves_checkpoints_samples_and_losses(undisturbed: Objects) -> No
     for epoch in ("000001", "000002"):
         names = ("manifest.json", "metrics.json", f"calm-{epoch}.safetensors")
         expected |= {f"checkpoints/epoch-{epoch}/{name}" for name in names}
+    expected |= {f"events/events.out.tfevents.00000{epoch}" for epoch in range(3)}
     assert {key for key in keys if not key.startswith("state/")} == expected
 
 
@@ -58,6 +63,25 @@ def test_the_losses_of_every_step_are_kept(undisturbed: Objects) -> None:
     rates = [rate for document in documents for rate in document["learningRates"]]
     falling = [(1 + math.cos(math.pi * done / 6)) / 2 for done in range(6)]
     assert rates == pytest.approx([1e-3 * factor for factor in (0, 0.5, *falling)])
+
+
+def test_tensorboard_shows_one_run_straight_from_the_store(
+    undisturbed: Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in undisturbed.store.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("S3_ENDPOINT", undisturbed.store.endpoint_url)
+    shown = EventAccumulator(f"s3://{undisturbed.bucket}/{undisturbed.prefix}/events").Reload()
+    documents = [json.loads(undisturbed.read(f"checkpoints/epoch-00000{n}/metrics.json")) for n in (1, 2)]
+    losses, rates = shown.Scalars("loss"), shown.Scalars("learning_rate/unet")
+    assert [point.step for point in losses] == [point.step for point in rates] == list(range(1, STEPS + 1))
+    assert [it.value for it in losses] == pytest.approx([loss for it in documents for loss in it["losses"]])
+    assert [it.value for it in rates] == pytest.approx([rate for it in documents for rate in it["learningRates"]])
+    half = [point.value / 2 for point in rates]
+    assert [point.value for point in shown.Scalars("learning_rate/text_encoder")] == pytest.approx(half)
+    pictures = shown.Images("samples/p0-s2")
+    assert [(picture.step, picture.width) for picture in pictures] == [(0, 96), (4, 96), (8, 96)]
+    assert pictures[2].encoded_image_string == undisturbed.read("samples/epoch-000002/p0-s2.png")
 
 
 def test_samples_begin_before_training_and_change(undisturbed: Objects) -> None:

@@ -177,11 +177,12 @@ class Objects:
         return self.store.client().get_object(Bucket=self.bucket, Key=f"{self.prefix}/{key}")["Body"].read()
 
     def results(self) -> dict[str, bytes]:
-        """Return all that a person keeps of a run: weights, pictures and losses, byte for byte."""
+        """Return all that a person keeps of a run: weights, pictures, losses and curves, byte for byte."""
         return {
             key: self.read(key)
             for key in self.keys()
-            if key.startswith(("checkpoints/", "samples/")) or (key.endswith(".safetensors") and "/" not in key)
+            if key.startswith(("checkpoints/", "samples/", "events/"))
+            or (key.endswith(".safetensors") and "/" not in key)
         }
 
 

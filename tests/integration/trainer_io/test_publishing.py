@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from darkroom_api.failures import FailureReason
-from darkroom_api.layout import checkpoint_directory, samples_directory, state_directory, weights_file
+from darkroom_api.layout import checkpoint_directory, events_file, samples_directory, state_directory, weights_file
 from darkroom_api.objects import Index, Manifest
 from darkroom_api.progress import Stage
 from darkroom_trainer.errors import RunError
@@ -72,6 +72,23 @@ def weights(tmp_path: Path, epoch: int, content: bytes | None = None) -> Path:
     path.parent.mkdir()
     path.write_bytes(content or os.urandom(1000))
     return path
+
+
+def test_an_event_file_is_put_beside_the_others_and_never_over_one(
+    place: Place, store: Store, publishers: Callable[..., Publisher], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    publisher = publishers(store, place)
+    for attempt, (epoch, content) in enumerate([(1, b"one"), (2, b"two"), (1, b"one"), (2, b"other")]):
+        path = tmp_path / str(attempt) / events_file(epoch)
+        path.parent.mkdir()
+        path.write_bytes(content)
+        publisher.publish_events(path, epoch, 10 * epoch)
+        publisher.flush()
+        assert not path.exists()
+    assert place.keys("events/") == ["events/events.out.tfevents.000001", "events/events.out.tfevents.000002"]
+    assert [place.get(f"{place.prefix.key}/events/{events_file(epoch)}") for epoch in (1, 2)] == [b"one", b"two"]
+    (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert "tfevents.000002 was published by an earlier attempt with other content, which stays" in warning
 
 
 def test_an_epoch_is_published_whole_and_in_order(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from darkroom_api.failures import ADVICE, EXIT_CODES, NEVER_RETRIED, ExitCode, FailureReason
 from darkroom_api.names import TERMINATION_MESSAGE_BYTES, child_name, run_id
-from darkroom_api.progress import Bucket, CheckpointRecord, EarlyStop, Plan
+from darkroom_api.progress import MAXIMUM_ADVICE, Bucket, CheckpointRecord, EarlyStop, Plan
 from darkroom_api.result import RunFailure, RunResult, decode_result, encode_result
 
 
@@ -38,9 +38,12 @@ def test_small_result_survives() -> None:
 @given(
     num_checkpoints=st.integers(0, 300),
     num_buckets=st.integers(0, 400),
+    advice=st.lists(st.text(max_size=400), max_size=MAXIMUM_ADVICE),
     message=st.text(max_size=1024),
 )
-def test_any_result_fits_and_keeps_the_newest_checkpoints(num_checkpoints: int, num_buckets: int, message: str) -> None:
+def test_any_result_fits_and_keeps_the_newest_checkpoints(
+    num_checkpoints: int, num_buckets: int, advice: list[str], message: str
+) -> None:
     result = RunResult(
         run="0123456789",
         outcome="Failed",
@@ -49,6 +52,7 @@ def test_any_result_fits_and_keeps_the_newest_checkpoints(num_checkpoints: int, 
             buckets=[Bucket(width=64 + i, height=64, images=i) for i in range(num_buckets)],
             steps_per_epoch=75,
             total_steps=750,
+            advice=advice,
         ),
         checkpoints=[checkpoint(epoch) for epoch in range(1, num_checkpoints + 1)],
         best_epoch=1,

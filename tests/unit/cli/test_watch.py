@@ -109,6 +109,25 @@ def test_a_run_is_followed_to_its_end_in_plain_lines() -> None:
     ]
 
 
+def test_advice_and_the_time_it_takes_are_told_once() -> None:
+    plan = {"images": 7, "buckets": [], "stepsPerEpoch": 50, "totalSteps": 100, "advice": ["Give more.", "Wait."]}
+    timed = plan | {"estimatedSeconds": 125}
+    _, text = run(
+        Answers(
+            [
+                running(0, plan=plan),
+                running(1, plan=plan),
+                running(2, plan=timed),
+                running(3, plan=timed),
+                {**SUCCEEDED, "plan": timed},
+            ]
+        )
+    )
+    lines = [line for line in text.splitlines() if not line.startswith("Training")]
+    assert lines[1:4] == ["advice: Give more.", "advice: Wait.", "all steps take about 2m05s at the measured speed"]
+    assert len(lines) == 6
+
+
 def test_the_best_epoch_is_told_with_its_checkpoint_and_at_the_end() -> None:
     def checkpoint(epoch: int, loss: float) -> dict[str, Any]:
         uri = f"s3://b/k{epoch}"

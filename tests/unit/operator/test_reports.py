@@ -207,12 +207,26 @@ def test_an_early_stop_that_was_not_asked_for_or_cannot_be_is_no_reason() -> Non
         assert condition(decided(case), "Ready")["reason"] == "Succeeded"
 
 
-def test_buckets_that_the_last_word_had_no_room_for_stay_and_its_steps_count() -> None:
-    whole = STEPS.model_copy(update={"buckets": [Bucket(width=64, height=64, images=15)]})
+def test_advice_and_the_time_it_takes_stand_in_the_status_and_stay() -> None:
+    advised = STEPS.model_copy(update={"advice": ["Give more pictures."]})
+    before = going(plan=advised)
+    assert status(before)["plan"]["advice"] == ["Give more pictures."]
+    later = NOW + timedelta(seconds=1)
+    timed = advised.model_copy(update={"estimated_seconds": 500})
+    after = decided(replace(before, observation=observation(epoch=1, step=6, received=later, plan=timed)), now=later)
+    assert status(after)["plan"]["estimatedSeconds"] == 500
+    begun = observation("pod-b", stage=Stage.CACHING, plan=advised, epoch=0, step=0, received=later)
+    resumed = decided(replace(after, pods=(running("pod-b", age=10),), observation=begun), now=later)
+    assert status(resumed)["plan"]["estimatedSeconds"] == 500
+
+
+def test_lists_that_the_last_word_had_no_room_for_stay_and_its_steps_count() -> None:
+    whole = STEPS.model_copy(update={"buckets": [Bucket(width=64, height=64, images=15)], "advice": ["Look."]})
     over = stopped_early()
     case = replace(over, observation=observation(plan=whole, step=30, epoch=3))
     found = status(decided(case))
     assert found["plan"]["buckets"] == [{"width": 64, "height": 64, "images": 15}]
+    assert found["plan"]["advice"] == ["Look."]
     assert (found["plan"]["totalSteps"], found["progress"]["step"]) == (30, 30)
 
 

@@ -14,6 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from darkroom_api.progress import (
+    MAXIMUM_ADVICE,
     MAXIMUM_PROGRESS_BYTES,
     Bucket,
     CheckpointRecord,
@@ -171,9 +172,33 @@ def test_the_first_guess_of_an_epochs_end_counts_validation_and_samples(reporter
     assert reporter.snapshot().estimated_remaining_seconds == 29 * 2 + 3 * 13
 
 
+def test_the_plan_tells_once_how_long_it_takes(reporter: Reporter, time: Time) -> None:
+    reporter.planned(Plan(images=15, steps_per_epoch=20, total_steps=200))
+    for epoch in range(1, 11):
+        steps = range(20 * (epoch - 1) + 1, 20 * epoch + 1)
+        for step in steps:
+            plan = reporter.snapshot().plan
+            assert plan
+            assert (plan.estimated_seconds is None) == (step <= 50)
+            time.seconds += 2
+            reporter.stepped(epoch=epoch, step=step, loss=0.5, learning_rate=1e-4, seconds=2)
+        time.seconds += 7
+    assert reporter.plan
+    assert reporter.plan.estimated_seconds == 200 * 2 + 10 * 7
+    reporter.stopped_early(EarlyStop(epoch=5, validations=1))
+    assert reporter.plan.estimated_seconds == (200 * 2 + 10 * 7) // 2
+
+
+def test_advice_stands_in_the_log(reporter: Reporter, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    reporter.planned(PLAN.model_copy(update={"advice": ["Give more pictures.", "Raise alpha."]}))
+    assert caplog.messages[1:] == ["Advice: Give more pictures.", "Advice: Raise alpha."]
+
+
 def test_a_report_stays_within_what_the_operator_reads(reporter: Reporter) -> None:
     buckets = [Bucket(width=65536, height=65536, images=10**9)] * 512
-    reporter.planned(Plan(images=10**9, buckets=buckets, steps_per_epoch=10**9, total_steps=10**12))
+    advice = ["\u00e9" * 400] * MAXIMUM_ADVICE
+    reporter.planned(Plan(images=10**9, buckets=buckets, steps_per_epoch=10**9, total_steps=10**12, advice=advice))
     reporter.stage(Stage.TRAINING, "\u00e9" * 2000)
     for epoch in range(10_000):
         reporter.checkpointed(

@@ -5,10 +5,15 @@ from __future__ import annotations
 from typing import Final
 
 from darkroom_api.failures import FailureReason
+from darkroom_api.objectives import Objective
 from darkroom_trainer.errors import RunError
-from darkroom_trainer.families.configurations import FAMILIES, UNET, VAE, Family, Shapes
+from darkroom_trainer.families.configurations import FAMILIES, SD2, UNET, VAE, Family, Shapes
 
 FIRST_CONVOLUTION: Final = f"{UNET}input_blocks.0.0.weight"
+FULL_WIDTH: Final = 320
+"""Channels that the UNet's first convolution makes in SD 1.x, SD 2.x and SDXL."""
+SD2_V_SIDE: Final = 768
+
 SIGNS: Final = (
     ("lora_", "a LoRA"),
     ("emb_params", "a textual inversion embedding"),
@@ -38,6 +43,13 @@ def recognise(shapes: Shapes) -> str:
         return found or "no Stable Diffusion checkpoint"
     channels = shapes[FIRST_CONVOLUTION][1]
     return (found or "SD15") if channels == 4 else CONDITIONED.get(channels, f"a UNet of {channels} input channels")
+
+
+def native_side(family: Family, shapes: Shapes, objective: Objective) -> int | None:
+    """Return the side in pixels of the pictures that a model was made with; None for a small one, made for tests."""
+    if shapes.get(FIRST_CONVOLUTION, (0,))[0] != FULL_WIDTH:
+        return None
+    return SD2_V_SIDE if family is SD2 and objective.prediction_type == "VPrediction" else family.resolution
 
 
 def check_family(shapes: Shapes, name: str, *, family: str | None) -> Family:
