@@ -35,6 +35,11 @@ def samples_directory(epoch: int) -> str:
     return epoch_directory("samples", epoch)
 
 
+def regularization_directory(number: int) -> str:
+    """Return the directory of a set of class pictures that the run painted, counted from 0."""
+    return f"regularization/set-{number:06d}"
+
+
 def state_directory(step: int) -> str:
     """Return the directory of the resume state after this many steps."""
     return f"state/step-{step:08d}"

@@ -8,45 +8,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
 
 from darkroom_api.augmentation import Augmentation
-from darkroom_api.failures import FailureReason
 from darkroom_api.progress import Bucket, Plan
 from darkroom_api.training import Training
 from darkroom_api.validation import Validation
-from darkroom_trainer.augmenting import AS_IT_IS, Changes, changes_known_ahead, draw_changes
-from darkroom_trainer.buckets import Placement, Size, place
+from darkroom_trainer.augmenting import changes_known_ahead, draw_changes
+from darkroom_trainer.buckets import Size
 from darkroom_trainer.dataset import Picture
-from darkroom_trainer.errors import RunError
 from darkroom_trainer.holding_out import each_once, hold_out, require_apart
+from darkroom_trainer.items import Item, placed
+from darkroom_trainer.priors import Prior
 from darkroom_trainer.randomness import shuffler
-
-
-@dataclass(frozen=True)
-class Item:
-    """A picture, how it is brought to its bucket, and how it is changed this time."""
-
-    picture: Picture
-    placement: Placement
-    changes: Changes = AS_IT_IS
-
-    @property
-    def crop(self) -> tuple[int, int, int, int]:
-        """Return the box that is shown of the scaled picture: left, top, right, bottom, before it is mirrored."""
-        return self.placement.crop(self.changes.corner)
-
-    @property
-    def corner(self) -> tuple[int, int]:
-        """Return how much is cut off to the left and above, as it is shown: a mirrored picture's left was its right."""
-        left, top, right, _ = self.crop
-        return self.placement.scaled[0] - right if self.changes.mirrored else left, top
-
-    def changed(self, changes: Changes) -> Item:
-        """Return the same picture with these changes."""
-        return replace(self, changes=changes)
 
 
 @dataclass(frozen=True)
@@ -65,6 +41,8 @@ class Course:
     """Pictures that are never trained on, each once."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """How pictures that are trained on change from one showing to the next."""
+    prior: Prior | None = None
+    """Pictures of the class, which never change."""
 
     @property
     def pictures(self) -> list[Picture]:
@@ -117,7 +95,7 @@ class Course:
             for item in self.items
             for changes in changes_known_ahead(self.augmentation, item.placement)
         ]
-        return [*trained, *self.validation]
+        return [*trained, *self.validation, *dict.fromkeys(self.prior.items if self.prior else ())]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -127,6 +105,8 @@ class Course:
             for it in self.items
         ]
         parts += [f"validation\0{it.picture.sha256}\0{it.picture.caption}\0{it.placement}" for it in self.validation]
+        if self.prior:
+            parts += [f"prior\0{it.picture.sha256}\0{it.picture.caption}\0{it.placement}" for it in self.prior.items]
         if self.changes_pictures:
             parts.append(f"augmentation\0{self.augmentation!r}")
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -144,6 +124,16 @@ class Course:
         start = index * self.accumulation
         window = self._recent_order[epoch][start : start + self.accumulation]
         return self._changed(window, step) if self.changes_pictures else window
+
+    def prior_window(self, step: int) -> list[list[Item]]:
+        """Return the batches of the class's pictures that belong to a step: as many pictures as it has of its own."""
+        if self.prior is None:
+            return []
+        epoch, index = divmod(step, self.steps_per_epoch)
+        num_pictures = sum(len(batch) for batch in self.window(step))
+        earlier = self._recent_order[epoch][: index * self.accumulation]
+        first = epoch * sum(map(len, self.buckets.values())) + sum(map(len, earlier))
+        return self.prior.batches(first, num_pictures, batch_size=self.batch_size)
 
     def _changed(self, window: list[list[Item]], step: int) -> list[list[Item]]:
         """Draw the changes of each picture of a step by its number: how the step is cut into batches changes none."""
@@ -197,7 +187,7 @@ def arrange(
     Raises:
         RunError: A picture is too small for any bucket, or the pictures cannot be divided so.
     """
-    items = _placed(pictures, training, path="spec.dataset.uri")
+    items = placed(pictures, training, path="spec.dataset.uri")
     held = frozenset[str]()
     if validation and validation.images is not None:
         held = hold_out(pictures, validation.images, seed=training.seed)
@@ -215,23 +205,6 @@ def arrange(
         training.epochs,
         training.seed,
         accumulation=training.gradient_accumulation,
-        validation=_placed(each_once(others), training, path="spec.validation.dataset.uri"),
+        validation=placed(each_once(others), training, path="spec.validation.dataset.uri"),
         augmentation=training.augmentation,
     )
-
-
-def _placed(pictures: Sequence[Picture], training: Training, *, path: str) -> tuple[Item, ...]:
-    items = tuple(
-        Item(picture, place(picture.size, resolution=training.resolution, buckets=training.buckets))
-        for picture in pictures
-    )
-    small = [item.picture for item in items if 0 in item.placement.bucket]
-    if small:
-        names = "\n".join(f"{it.name}: {it.size[0]}x{it.size[1]} pixels" for it in small)
-        raise RunError(
-            FailureReason.DATASET_REJECTED,
-            f"{path}: {len(small)} pictures are smaller than training.buckets.step, "
-            f"{training.buckets.step} pixels, and may not be enlarged:\n{names}",
-            advice="Give larger pictures, or set training.buckets.upscale to true.",
-        )
-    return items

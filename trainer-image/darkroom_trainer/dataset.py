@@ -143,6 +143,15 @@ def _inspect(path: Path, repeats: int, tokens: str) -> Picture | str:
     return Picture(path, name, path.parent.name, size, caption, repeats, hashlib.sha256(data).hexdigest())
 
 
+def describe(path: Path, *, caption: str) -> Picture:
+    """Return a picture that was made here, which needs no inspection."""
+    data = path.read_bytes()
+    with Image.open(io.BytesIO(data)) as image:
+        size = image.size
+    name = f"{path.parent.name}/{path.name}"
+    return Picture(path, name, path.parent.name, size, caption, 1, hashlib.sha256(data).hexdigest())
+
+
 def read_caption(picture: Path) -> str | None:
     """Return a picture's caption without empty lines; None without a caption file.
 

@@ -16,6 +16,7 @@ from darkroom_api.failures import FailureReason
 from darkroom_api.training import BaseModelSource, TrainingSpec
 from darkroom_api.uris import S3Location, check_key, parse_s3
 from darkroom_trainer.errors import RunError
+from darkroom_trainer.priors import regularization_of
 from darkroom_trainer.store import ChecksumError, Store, StoredObject
 from darkroom_trainer.transferring import SPARE_DISK_BYTES, OnProgress, free_bytes
 
@@ -30,12 +31,15 @@ _FIRST_OBJECTS: Final = 1000
 
 DATASET: Final = "spec.dataset.uri"
 VALIDATION_DATASET: Final = "spec.validation.dataset.uri"
+REGULARIZATION: Final = "spec.regularization.uri"
 
 
 def datasets(spec: TrainingSpec) -> dict[str, S3Location]:
     """Return the prefixes of pictures that a spec names, by their fields."""
+    regularization = regularization_of(spec)
     uris = {
         DATASET: spec.dataset.uri,
+        REGULARIZATION: regularization.uri if regularization else None,
         VALIDATION_DATASET: spec.validation.dataset.uri if spec.validation and spec.validation.dataset else None,
     }
     return {field: parse_s3(uri) for field, uri in uris.items() if uri is not None}

@@ -20,9 +20,9 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from darkroom_api.failures import FailureReason
-from darkroom_trainer.batches import Item
 from darkroom_trainer.errors import RunError
 from darkroom_trainer.host_memory import host_memory_bytes
+from darkroom_trainer.items import Item
 from darkroom_trainer.pixels import to_pixels
 
 _MEMORY_SHARE: Final = 8

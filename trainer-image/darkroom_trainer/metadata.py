@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from darkroom_api.lora_training import LoraTrainingSpec
+from darkroom_api.model_training import ModelTrainingSpec
 from darkroom_api.objectives import L2, Objective
 from darkroom_api.optimizers import Optimizer, TrainsTextEncoder
 from darkroom_api.schedules import Schedule
@@ -98,7 +99,12 @@ def _(spec: LoraTrainingSpec) -> dict[str, object]:
     }
 
 
-KIND_SUFFIXES: Final[dict[type[TrainingSpec], str]] = {LoraTrainingSpec: "/lora"}
+@about_kind.register
+def _(spec: ModelTrainingSpec) -> dict[str, object]:
+    return {}
+
+
+KIND_SUFFIXES: Final[dict[type[TrainingSpec], str]] = {LoraTrainingSpec: "/lora", ModelTrainingSpec: ""}
 """What modelspec puts after a model's architecture for something that is trained upon it."""
 
 
@@ -193,7 +199,8 @@ def _dataset(spec: TrainingSpec, course: Course) -> dict[str, object]:
     return {
         "ss_num_train_images": sum(picture.repeats for picture in course.pictures),
         **({"ss_num_validation_images": len(course.validation)} if course.validation else {}),
-        "ss_num_reg_images": 0,
+        "ss_num_reg_images": len(course.prior.items) if course.prior else 0,
+        "ss_prior_loss_weight": course.prior.weight if course.prior else 1.0,
         "ss_batch_size_per_device": training.batch_size,
         "ss_total_batch_size": training.batch_size * training.gradient_accumulation,
         "ss_resolution": f"({training.resolution}, {training.resolution})",

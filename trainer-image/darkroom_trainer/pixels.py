@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from darkroom_trainer.batches import Item
 from darkroom_trainer.dataset import load_rgb
+from darkroom_trainer.items import Item
 
 
 def to_pixels(item: Item) -> torch.Tensor:

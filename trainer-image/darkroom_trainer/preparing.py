@@ -4,25 +4,40 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
+import torch
+
 from darkroom_api.failures import FailureReason
-from darkroom_api.lora_training import LoraTrainingSpec
+from darkroom_api.model_training import ModelTrainingSpec
 from darkroom_api.plan import RunPlan
 from darkroom_api.progress import Plan, Stage
+from darkroom_api.training import TrainingSpec
 from darkroom_trainer.advising import planned
 from darkroom_trainer.batches import Course, arrange
+from darkroom_trainer.class_pictures import paint_class
 from darkroom_trainer.dataset import Picture, scan
 from darkroom_trainer.errors import RunError
-from darkroom_trainer.families.configurations import Family
+from darkroom_trainer.families.configurations import SD15, Family
 from darkroom_trainer.families.loading import load
+from darkroom_trainer.families.model import StableDiffusion
 from darkroom_trainer.families.recognition import check_family, native_side
-from darkroom_trainer.fetching import DATASET, VALIDATION_DATASET, datasets, fetch_base_model, fetch_dataset
+from darkroom_trainer.fetching import (
+    DATASET,
+    REGULARIZATION,
+    VALIDATION_DATASET,
+    datasets,
+    fetch_base_model,
+    fetch_dataset,
+)
 from darkroom_trainer.hardware import BASE_DTYPES, open_accelerator
+from darkroom_trainer.items import placed
 from darkroom_trainer.latents import LatentCache
 from darkroom_trainer.metadata import BaseModelFile, hash_base_model
+from darkroom_trainer.priors import Prior, regularization_of, repeated
 from darkroom_trainer.services import Services
 from darkroom_trainer.session import Session, open_session
 from darkroom_trainer.weights_file import WeightsFile, open_weights
@@ -42,10 +57,9 @@ class Inputs:
     plan: Plan
     """The course as the status shows it, with advice."""
 
-    @property
-    def fingerprint(self) -> str:
+    def fingerprint(self, course: Course) -> str:
         """Return a hash of model, pictures and captions."""
-        return hashlib.sha256(f"{self.base.result().sha256}/{self.course.fingerprint}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.base.result().sha256}/{course.fingerprint}".encode()).hexdigest()
 
 
 def fetch(plan: RunPlan, services: Services) -> Inputs:
@@ -54,7 +68,7 @@ def fetch(plan: RunPlan, services: Services) -> Inputs:
     Raises:
         RunError: One of them is not there or not usable.
     """
-    spec, reporter, store = _trainable(plan), services.reporter, services.store
+    spec, reporter, store = plan.spec, services.reporter, services.store
     reporter.stage(Stage.FETCHING, "base model")
     model = fetch_base_model(
         store, spec.base_model, services.work / "base-model", on_progress=reporter.transfer("base model")
@@ -72,19 +86,23 @@ def fetch(plan: RunPlan, services: Services) -> Inputs:
             validation=spec.validation,
             others=pictures.get(VALIDATION_DATASET, []),
         )
+        course = _with_prior(course, pictures.get(REGULARIZATION, []), spec, path=REGULARIZATION)
         advised = planned(spec, course, native_side=native_side(family, file.header.shapes, spec.training.objective))
         return Inputs(file, family, base, course, advised)
 
 
-def _trainable(plan: RunPlan) -> LoraTrainingSpec:
-    if not isinstance(plan.spec, LoraTrainingSpec):
-        raise RunError(FailureReason.INVALID_SPEC, f"plan.kind: {plan.kind!r}: this trainer trains LoraTraining only")
-    return plan.spec
+def _with_prior(course: Course, pictures: Sequence[Picture], spec: TrainingSpec, *, path: str) -> Course:
+    """Return the course with pictures of the class beside the subject's, if there are any."""
+    regularization = regularization_of(spec)
+    if regularization is None or not pictures:
+        return course
+    items = placed(pictures, spec.training, path=path)
+    return replace(course, prior=Prior(repeated(items), regularization.prior_weight, spec.training.seed))
 
 
 def _fetch_pictures(plan: RunPlan, services: Services) -> dict[str, list[Picture]]:
     """Fetch and look through every set of pictures that the spec names, by the field that names it."""
-    whats = {DATASET: "pictures", VALIDATION_DATASET: "validation pictures"}
+    whats = {DATASET: "pictures", REGULARIZATION: "class pictures", VALIDATION_DATASET: "validation pictures"}
     found: dict[str, list[Picture]] = {}
     for field, prefix in datasets(plan.spec).items():
         services.reporter.stage(Stage.FETCHING, whats[field])
@@ -97,17 +115,22 @@ def _fetch_pictures(plan: RunPlan, services: Services) -> dict[str, list[Picture
 
 
 def prepare(plan: RunPlan, services: Services, inputs: Inputs) -> Session:
-    """Load the model, encode the pictures, and put an adapter with its optimizer into the model."""
-    spec, reporter, course = _trainable(plan), services.reporter, inputs.course
+    """Load the model, paint its class if asked for, encode the pictures, and put what is trained into the model."""
+    spec, reporter, course = plan.spec, services.reporter, inputs.course
     reporter.stage(Stage.INSPECTING, "Loading the base model")
     accelerator = open_accelerator(spec.training.precision, gpus=spec.compute.gpus)
     model = load(
         inputs.model,
         inputs.family,
         objective=spec.training.objective,
-        dtype=BASE_DTYPES[spec.training.precision],
+        dtype=torch.float32 if isinstance(spec, ModelTrainingSpec) else BASE_DTYPES[spec.training.precision],
         device=accelerator.device,
     )
+    _require_sense(model, inputs.family, spec)
+    regularization = regularization_of(spec)
+    if regularization and regularization.class_ is not None:
+        painted = paint_class(spec, regularization, model, prefix=plan.prefix, services=services)
+        course = _with_prior(course, painted, spec, path="spec.regularization.class")
     latents, items = LatentCache(services.work / "latents", model.vae), course.known_ahead
     if course.encodes_in_steps:
         LOG.info("training.augmentation: pictures are encoded while training, so the VAE stays on %s", model.device)
@@ -117,4 +140,28 @@ def prepare(plan: RunPlan, services: Services, inputs: Inputs) -> Session:
         reporter.stage(Stage.CACHING, f"picture {index + 1} of {len(items)}")
 
     latents.fill(items, on_item=before_item)
-    return open_session(spec, course, model, latents=latents, accelerator=accelerator, inputs=inputs.fingerprint)
+    return open_session(
+        spec, course, model, latents=latents, accelerator=accelerator, inputs=inputs.fingerprint(course)
+    )
+
+
+def _require_sense(model: StableDiffusion, family: Family, spec: TrainingSpec) -> None:
+    """Refuse what only the file could tell to be senseless.
+
+    Raises:
+        RunError: Options and model do not fit.
+    """
+    nature = model.nature
+    if nature.zero_terminal_snr and not nature.predicts_velocity:
+        raise RunError(
+            FailureReason.INVALID_SPEC,
+            "spec.training.objective.zeroTerminalSnr: the model predicts noise, and pure noise says nothing of the "
+            "picture; allowed with predictionType VPrediction",
+        )
+    clip_skip = spec.training.text_encoding.clip_skip
+    if clip_skip > 1 and family is not SD15:
+        raise RunError(
+            FailureReason.INVALID_SPEC,
+            f"spec.training.textEncoding.clipSkip: {clip_skip} is given, but {family.title} always "
+            " takes the last but one layer; allowed: 1",
+        )

@@ -24,7 +24,7 @@ from darkroom_api.progress import Stage
 from darkroom_api.uris import S3Location
 from darkroom_trainer.errors import RunError
 from darkroom_trainer.reporting import Reporter
-from darkroom_trainer.restoring import WEIGHTS_SUFFIX, Restored, checkpoint_record, count_pictures, parse_manifest
+from darkroom_trainer.restoring import WEIGHTS_SUFFIXES, Restored, checkpoint_record, count_pictures, parse_manifest
 from darkroom_trainer.retention import superseded
 from darkroom_trainer.store import Store, sha256_of
 
@@ -182,13 +182,13 @@ class Publisher:
 
     def _publish_final(self, task: _Task) -> None:
         """Give the last epoch's numbered weights, which people may hold already, their second name."""
-        path, final = task.files[0], self._prefix.join(final_weights_file(self._name))
+        path, final = task.files[0], self._prefix.join(final_weights_file(self._name, suffix=task.files[0].suffix))
         ours = _record_of(path)
         numbered = self._prefix.join(checkpoint_directory(task.epoch))
         there = self._store.find(numbered.join(MANIFEST))
         manifest = parse_manifest(there) if there is not None else None
         files = manifest.files if manifest else []
-        standing = next((file for file in files if file.name.endswith(WEIGHTS_SUFFIX)), ours)
+        standing = next((file for file in files if file.name.endswith(WEIGHTS_SUFFIXES)), ours)
         if self._store.has_copy(final, size=standing.size_bytes, sha256=standing.sha256):
             return
         source = numbered.join(standing.name)

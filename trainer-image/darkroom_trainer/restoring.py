@@ -28,7 +28,7 @@ from darkroom_trainer.store import ChecksumError, Store, StoredObject
 LOG: Final = logging.getLogger(__name__)
 _PARALLEL: Final = 8
 _DIRECTORY: Final = re.compile(r"(?P<kind>checkpoints|samples|state)/(?:epoch|step)-(?P<number>[0-9]{6,12})")
-WEIGHTS_SUFFIX: Final = ".safetensors"
+WEIGHTS_SUFFIXES: Final = (".safetensors", ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def read_manifests(store: Store, prefix: S3Location, objects: Iterable[StoredObj
 
 def checkpoint_record(manifest: Manifest, *, num_samples: int) -> CheckpointRecord | None:
     """Return the record of a checkpoint's directory; None if its manifest names no weights."""
-    weights = next((file for file in manifest.files if file.name.endswith(WEIGHTS_SUFFIX)), None)
+    weights = next((file for file in manifest.files if file.name.endswith(WEIGHTS_SUFFIXES)), None)
     if weights is None:
         return None
     return CheckpointRecord(

@@ -124,7 +124,7 @@ class Results:
         self.services.reporter.stage(Stage.SAVING, f"Checkpoint of epoch {epoch}")
         session, publisher, step = self.session, self.services.publisher, self.session.position.step
         directory = checkpoint_directory(epoch)
-        weights = self._folder(directory) / weights_file(self.name, epoch=epoch)
+        weights = self._folder(directory) / weights_file(self.name, epoch=epoch, suffix=session.spec.checkpoints.suffix)
         write_weights = session.trainee.draft(DTYPES[session.spec.checkpoints.precision])
         metrics = json.dumps(self._metrics(epoch))
         loss = session.position.validations.get(epoch)

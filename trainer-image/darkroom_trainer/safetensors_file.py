@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,6 +36,8 @@ class Header:
 
     shapes: dict[str, tuple[int, ...]]
     metadata: dict[str, str]
+    dtypes: dict[str, str] = field(default_factory=dict, compare=False)
+    """Number formats in the format's own words, such as F16."""
 
 
 def read_header(path: Path) -> Header:
@@ -72,7 +74,7 @@ def _parse(path: Path, text: bytes, *, data_bytes: int) -> Header:
         raise _rejected(path, f"is truncated: {data_bytes} bytes of tensors are there, its header says {needed}")
     if needed < data_bytes:
         raise _rejected(path, f"has {data_bytes - needed} bytes that its header does not know; it is damaged")
-    return Header(shapes, dict(metadata))
+    return Header(shapes, dict(metadata), {str(name): str(entry["dtype"]) for name, entry in header.items()})
 
 
 def _span(entries: Iterable[dict[str, Any]]) -> int:
@@ -107,6 +109,65 @@ def encode(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> 
     plain = save(dict(tensors))
     (length,) = struct.unpack("<Q", plain[:8])
     header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(plain[8 : 8 + length])}
+    return _encode_header(header) + plain[8 + length :]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor that is to be written."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Return what it takes in the file."""
+        return math.prod(self.shape) * BITS[self.dtype] // 8
+
+
+def write_streamed(
+    path: Path,
+    entries: Sequence[Entry],
+    read: Callable[[list[str]], Iterable[tuple[str, torch.Tensor]]],
+    *,
+    metadata: Mapping[str, str],
+) -> None:
+    """Write a file with one tensor in memory at a time; equal input gives equal bytes.
+
+    Args:
+        path: Where to.
+        entries: All tensors.
+        read: Yields tensors by name in the order that it is given: the widest numbers first, as the library has it.
+        metadata: What the file says of itself.
+    """
+    ordered = sorted(entries, key=lambda entry: (-BITS[entry.dtype], entry.name))
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    end = 0
+    for entry in ordered:
+        header[entry.name] = {
+            "dtype": entry.dtype,
+            "shape": list(entry.shape),
+            "data_offsets": [end, end + entry.num_bytes],
+        }
+        end += entry.num_bytes
+    with path.open("wb") as file:
+        file.write(_encode_header(header))
+        for entry, (name, tensor) in zip(ordered, read([entry.name for entry in ordered]), strict=True):
+            data = _bytes_of(tensor)
+            assert name == entry.name
+            assert len(data) == entry.num_bytes
+            file.write(data)
+
+
+def _encode_header(header: Mapping[str, Any]) -> bytes:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8, as the format asks
-    return struct.pack("<Q", len(text)) + text + plain[8 + length :]
+    return struct.pack("<Q", len(text)) + text
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    import torch
+
+    data: memoryview = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return data

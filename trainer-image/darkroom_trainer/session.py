@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,15 @@ from darkroom_api.failures import FailureReason
 from darkroom_api.progress import EarlyStop
 from darkroom_api.training import TrainingSpec
 from darkroom_trainer import choosing, objectives, state
-from darkroom_trainer.batches import Course, Item
+from darkroom_trainer.averaging import Average
+from darkroom_trainer.batches import Course
 from darkroom_trainer.captions import present
 from darkroom_trainer.conditioning import Frame, PromptCache, encode_prompts, unet_arguments
 from darkroom_trainer.errors import RunError
 from darkroom_trainer.families.model import StableDiffusion
+from darkroom_trainer.items import Item
 from darkroom_trainer.latents import LatentCache
-from darkroom_trainer.opening import learning_rate_of, open_trainee
+from darkroom_trainer.opening import average_decay, learning_rate_of, open_trainee, text_encoder_until
 from darkroom_trainer.optimizers import (
     Group,
     build_optimizer,
@@ -60,7 +62,8 @@ class Session:
     """Fingerprint of base model and pictures."""
     position: state.Position = field(default_factory=state.Position)
     prompts: PromptCache | None = None
-    """Encoded prompts, where no text encoder is trained."""
+    """Encoded prompts, where no text encoder is trained, or none any more."""
+    average: Average | None = None
 
     @property
     def is_finished(self) -> bool:
@@ -106,6 +109,7 @@ class Session:
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
         window = self.course.window(number)
+        self._freeze_text_encoders(number)
         self.optimizer.zero_grad(set_to_none=True)
         value = self._accumulate(window, number)
         # Without a limit the norm is still wanted: it tells whether the gradient is finite.
@@ -116,16 +120,34 @@ class Session:
         rate = rate_in_force(training.optimizer, self.optimizer.optimizer, self.peaks[0] * factor)
         self.optimizer.step()
         self.position.record(value, rate)
+        if self.average:
+            self.average.update(number + 1)
         return Stepped(value, rate)
 
+    def _freeze_text_encoders(self, step: int) -> None:
+        """Leave the text encoders as they are from the spec's step on: optimizers skip what has no gradient."""
+        until = text_encoder_until(self.spec)
+        if until is None or step < until or self.prompts:
+            return
+        for part in self.model.text_parts:
+            for parameter in self.trainee.named_parameters(part).values():
+                parameter.requires_grad_(False)
+                parameter.grad = None
+        self.prompts = PromptCache(self.model, self.spec.training.text_encoding)
+
     def _accumulate(self, window: list[list[Item]], step: int) -> float:
-        """Add up the gradient of the mean loss over all the window's pictures, and return that loss."""
+        """Add up the gradient of the mean loss over all the window's pictures, and return that loss.
+
+        With a prior, the mean over as many pictures of the class is added, times its weight.
+        """
         num_pictures, shown, value = sum(len(batch) for batch in window), 0, 0.0
-        for batch in window:
+        weight = self.course.prior.weight if self.course.prior else 0.0
+        parts = [(batch, 1.0) for batch in window] + [(batch, weight) for batch in self.course.prior_window(step)]
+        for batch, factor in parts:
             loss = self._loss(batch, step, first=shown)
             require_finite(f"loss of {self._place}", float(loss.detach()), batch)
             # By pictures, not by batches: a bucket's last batch and an epoch's last window may be short.
-            share = len(batch) / num_pictures
+            share = factor * len(batch) / num_pictures
             self.accelerator.backward(loss * share)
             value += float(loss.detach()) * share
             shown += len(batch)
@@ -184,7 +206,7 @@ class Session:
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Hold the weights that checkpoints, samples and validations are to have; afterwards those that are trained."""
-        with evaluation_weights(self.optimizer.optimizer):
+        with evaluation_weights(self.optimizer.optimizer), self.average.applied() if self.average else nullcontext():
             yield
 
     def capture(self) -> state.Snapshot:
@@ -195,6 +217,7 @@ class Session:
             parameters=self.trainee.named_parameters(),
             optimizer=self.optimizer.optimizer,
             scaler=scaler.state_dict() if scaler else {},
+            averages=self.average.tensors if self.average else {},
             inputs=self.inputs,
         )
 
@@ -204,6 +227,7 @@ class Session:
             directory,
             parameters=self.trainee.named_parameters(),
             optimizer=self.optimizer.optimizer,
+            averages=self.average.tensors if self.average else {},
             inputs=self.inputs,
         )
         if self.accelerator.scaler and scaler:
@@ -246,4 +270,8 @@ def open_session(
     peaks = [group.learning_rate for group in groups]
     reads_alike = not any(trainee.named_parameters(part) for part in model.text_parts)
     prompts = PromptCache(model, training.text_encoding) if reads_alike else None
-    return Session(spec, course, model, latents, accelerator, trainee, optimizer, peaks, inputs, prompts=prompts)
+    decay = average_decay(spec)
+    average = Average(trainee.named_parameters(), decay) if decay is not None else None
+    return Session(
+        spec, course, model, latents, accelerator, trainee, optimizer, peaks, inputs, prompts=prompts, average=average
+    )

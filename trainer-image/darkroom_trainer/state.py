@@ -23,6 +23,8 @@ from darkroom_trainer.errors import RunError
 
 ADAPTER: Final = "adapter.safetensors"
 OPTIMIZER: Final = "optimizer.safetensors"
+AVERAGES: Final = "averages.safetensors"
+"""Only where the run keeps a moving average."""
 NUMBERS: Final = "state.json"
 FORMAT: Final = 2
 """1 lacked the optimizer's numbers and was written by trainers whose steps drew other noise."""
@@ -73,6 +75,7 @@ class Snapshot:
     weights: Mapping[str, torch.Tensor]
     moments: Mapping[str, torch.Tensor]
     numbers: Mapping[str, Any]
+    averages: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def write(self, directory: Path) -> list[Path]:
         """Write the state's files and return them."""
@@ -80,7 +83,11 @@ class Snapshot:
         save_file(dict(self.weights), directory / ADAPTER)
         save_file(dict(self.moments), directory / OPTIMIZER)
         (directory / NUMBERS).write_text(json.dumps(self.numbers))
-        return [directory / name for name in (ADAPTER, OPTIMIZER, NUMBERS)]
+        names = [ADAPTER, OPTIMIZER, NUMBERS]
+        if self.averages:
+            save_file(dict(self.averages), directory / AVERAGES)
+            names.append(AVERAGES)
+        return [directory / name for name in names]
 
 
 def capture(
@@ -89,6 +96,7 @@ def capture(
     parameters: Mapping[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
     scaler: Mapping[str, Any],
+    averages: Mapping[str, torch.Tensor],
     inputs: str,
 ) -> Snapshot:
     """Copy everything that a resume needs.
@@ -98,6 +106,7 @@ def capture(
         parameters: The trained weights.
         optimizer: Their optimizer.
         scaler: State of the loss scaler; empty without one.
+        averages: The weights' moving averages; empty without any.
         inputs: Fingerprint of base model and pictures; a resume with others is refused.
     """
     return Snapshot(
@@ -110,13 +119,19 @@ def capture(
             "position": asdict(position),
             "optimizer": optimizer_state.numbers(optimizer),
         },
+        averages={name: _copy(it) for name, it in averages.items()},
     )
 
 
 def load(
-    directory: Path, *, parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, inputs: str
+    directory: Path,
+    *,
+    parameters: Mapping[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    averages: Mapping[str, torch.Tensor],
+    inputs: str,
 ) -> tuple[Position, dict[str, Any]]:
-    """Fill weights and optimizer from a saved state; return the position and the loss scaler's state.
+    """Fill weights, optimizer and averages from a saved state; return the position and the loss scaler's state.
 
     Raises:
         RunError: The state was made from other pictures or another base model, or cannot be read.
@@ -125,6 +140,7 @@ def load(
         numbers = json.loads((directory / NUMBERS).read_text())
         _check_format(numbers["format"], directory)
         weights, moments = load_file(directory / ADAPTER), load_file(directory / OPTIMIZER)
+        averaged = load_file(directory / AVERAGES) if averages else {}
         position = Position(**numbers["position"])
     if numbers["inputs"] != inputs:
         raise RunError(
@@ -136,6 +152,8 @@ def load(
     with _told_if_unreadable(directory), torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
+        for name, average in averages.items():
+            average.copy_(averaged[name])
         optimizer_state.fill(optimizer, moments, numbers["optimizer"])
     return position, numbers["scaler"]
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 
 from darkroom_trainer import objectives
-from darkroom_trainer.batches import Item
 from darkroom_trainer.buckets import Size
 from darkroom_trainer.captions import whole
+from darkroom_trainer.items import Item
 from darkroom_trainer.randomness import noise_source
 from darkroom_trainer.session import Session, require_finite
 

@@ -21,6 +21,24 @@ from darkroom_trainer.safetensors_file import Header, read_header
 
 PICKLES: Final = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """How a pickled checkpoint begins: torch's zip, or the bare pickle of before torch 1.6."""
+DTYPE_NAMES: Final = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.uint16: "U16",
+    torch.int16: "I16",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.uint32: "U32",
+    torch.int32: "I32",
+    torch.float32: "F32",
+    torch.uint64: "U64",
+    torch.int64: "I64",
+    torch.float64: "F64",
+}
+"""Number formats in the words of the safetensors format."""
 _SAFE_ADVICE: Final = "Convert the file to .safetensors on a machine that may run it, and give that one."
 
 
@@ -54,7 +72,10 @@ def open_weights(path: Path) -> WeightsFile:
         start = file.read(8)
     if start.startswith(PICKLES):
         tensors = _unpickle(path)
-        return WeightsFile(path, Header({name: tuple(it.shape) for name, it in tensors.items()}, {}), tensors)
+        shapes = {name: tuple(it.shape) for name, it in tensors.items()}
+        return WeightsFile(
+            path, Header(shapes, {}, {name: DTYPE_NAMES[it.dtype] for name, it in tensors.items()}), tensors
+        )
     return WeightsFile(path, read_header(path))
 
 

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from darkroom_api.augmentation import Augmentation
 from darkroom_api.training import Training
 from darkroom_trainer.augmenting import AS_IT_IS, Changes, changes_known_ahead, draw_changes
-from darkroom_trainer.batches import Course, Item, arrange
+from darkroom_trainer.batches import Course, arrange
 from darkroom_trainer.buckets import Placement
 from darkroom_trainer.dataset import Picture
+from darkroom_trainer.items import Item
 from darkroom_trainer.pixels import shift_hue, to_pixels
 from darkroom_trainer.randomness import shuffler
 from tests.builders.pictures import draw

@@ -11,11 +11,12 @@ from diffusers import AutoencoderKL
 
 from darkroom_api.training import Training
 from darkroom_trainer.augmenting import Changes
-from darkroom_trainer.batches import Course, Item, arrange
+from darkroom_trainer.batches import Course, arrange
 from darkroom_trainer.buckets import Placement
 from darkroom_trainer.dataset import scan
 from darkroom_trainer.families.model import StableDiffusion
 from darkroom_trainer.host_memory import host_memory_bytes
+from darkroom_trainer.items import Item
 from darkroom_trainer.latents import LatentCache
 from darkroom_trainer.pixels import to_pixels
 from tests.builders.pictures import write_pictures

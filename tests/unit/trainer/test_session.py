@@ -11,9 +11,10 @@ import torch
 
 from darkroom_api.failures import FailureReason
 from darkroom_trainer import objectives
-from darkroom_trainer.batches import Course, Item
+from darkroom_trainer.batches import Course
 from darkroom_trainer.errors import RunError
 from darkroom_trainer.hardware import open_accelerator
+from darkroom_trainer.items import Item
 from darkroom_trainer.latents import LatentCache
 from darkroom_trainer.session import Session
 from tests.unit.trainer.sessions import Maker, same, weights

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darkroom_api.text_encoding import TextEncoding
-from darkroom_trainer.batches import Item
 from darkroom_trainer.buckets import Placement
 from darkroom_trainer.conditioning import encode_prompts
 from darkroom_trainer.dataset import Picture
 from darkroom_trainer.errors import RunError, StopRequested
 from darkroom_trainer.families.configurations import SCHEDULER
+from darkroom_trainer.items import Item
 from darkroom_trainer.metadata import BaseModelFile
 from darkroom_trainer.pixels import to_pixels
 from darkroom_trainer.publishing import Publisher

@@ -174,7 +174,7 @@ def _fill(
     module: torch.nn.Module, file: WeightsFile, links: list[Link], *, device: torch.device, dtype: torch.dtype
 ) -> None:
     """Put tensors into an empty model, frozen and in evaluation mode, without a second copy in memory."""
-    keys = {_in_file(link.key, file): link for link in links}
+    keys = {key_in_file(link.key, file): link for link in links}
     missing = [key for key in keys if key not in file.header.shapes]
     if missing:
         more = f" and {len(missing) - _MAXIMUM_LISTED} more" if len(missing) > _MAXIMUM_LISTED else ""
@@ -189,7 +189,7 @@ def _fill(
     module.eval()
 
 
-def _in_file(key: str, file: WeightsFile) -> str:
+def key_in_file(key: str, file: WeightsFile) -> str:
     """Return the name that a file has for a tensor: merging tools wrote text encoders without `text_model.`."""
     return key if key in file.header.shapes else key.replace(".transformer.text_model.", ".transformer.")
 
