@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState
 
-from darkroom_api.lora_training import LoraTrainingSpec
+from darkroom_api.kinds import TRAININGS
 from darkroom_trainer.batches import arrange
 from darkroom_trainer.dataset import scan
 from darkroom_trainer.families.model import StableDiffusion
@@ -28,10 +28,17 @@ TRAINING: dict[str, Any] = {
     "objective": {"minSnrGamma": 5},
     "captions": {"shuffle": True, "keepTokens": 1, "dropout": 0.2},
 }
+OWN_FIELDS: dict[str, dict[str, Any]] = {
+    "LoraTraining": {"network": {"rank": 4, "alpha": 2}},
+    "ModelTraining": {},
+    "EmbeddingTraining": {"embedding": {"token": "sks", "numVectors": 2}},
+}
+"""Of the spec of each kind."""
+SPECS = {kind.name: kind.spec for kind in TRAININGS}
 
 
 class Maker:
-    """Opens sessions on the same pictures."""
+    """Opens sessions of every kind on the same pictures."""
 
     def __init__(self, load_model: Callable[..., StableDiffusion], directory: Path) -> None:
         self._load, self._directory = load_model, directory
@@ -39,22 +46,25 @@ class Maker:
 
     def __call__(
         self,
+        kind: str = "LoraTraining",
         *,
         inputs: str = "same",
+        fields: dict[str, Any] | None = None,
         network: dict[str, Any] | None = None,
         validation: dict[str, Any] | None = None,
         family: str = "SD15",
         **training: Any,
     ) -> Session:
         AcceleratorState._reset_state(reset_partial_state=True)
-        spec = LoraTrainingSpec.model_validate(
+        own = OWN_FIELDS[kind] | ({"network": network} if network else {}) | (fields or {})
+        spec = SPECS[kind].model_validate(
             {
                 "baseModel": {"uri": "s3://abc/m"},
                 "dataset": {"uri": "s3://abc/d"},
                 "output": {"uri": "s3://abc/o"},
-                "network": network or {"rank": 4, "alpha": 2},
                 "training": TRAINING | training,
                 "validation": validation,
+                **own,
             }
         )
         dtype = {"FP32": torch.float32, "BF16": torch.bfloat16}[spec.training.precision]
