@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from darkroom_api.lora_training import LoraTrainingSpec
 from darkroom_api.plan import RunPlan
 from darkroom_api.result import RunResult, decode_result
 from darkroom_trainer.__main__ import main
@@ -65,9 +64,16 @@ class Bench:
         }
         return {**spec, **changes}
 
-    def start(self, spec: dict[str, Any], *, name: str = "anna", environment: dict[str, str] | None = None) -> Attempt:
+    def start(
+        self,
+        spec: dict[str, Any],
+        *,
+        name: str = "anna",
+        kind: str = "LoraTraining",
+        environment: dict[str, str] | None = None,
+    ) -> Attempt:
         """Start the trainer's process for one attempt at a run."""
-        work = self._work(spec, name)
+        work = self._work(spec, name, kind=kind)
         with (work / "log").open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "darkroom_trainer"],
@@ -85,18 +91,12 @@ class Bench:
         assert result
         return code, result
 
-    def _work(self, spec: dict[str, Any], name: str) -> Path:
+    def _work(self, spec: dict[str, Any], name: str, *, kind: str = "LoraTraining") -> Path:
         self.runs += 1
         work = self.directory / f"attempt-{self.runs}"
         work.mkdir()
-        plan = RunPlan(
-            kind="LoraTraining",
-            name=name,
-            namespace="studio",
-            uid="u",
-            run=RUN,
-            spec=LoraTrainingSpec.model_validate(spec),
-        )
+        about = {"kind": kind, "name": name, "namespace": "studio", "uid": "u", "run": RUN}
+        plan = RunPlan.model_validate({**about, "spec": spec})
         (work / "plan.json").write_text(plan.model_dump_json(by_alias=True))
         return work
 
@@ -181,8 +181,8 @@ class Objects:
         return {
             key: self.read(key)
             for key in self.keys()
-            if key.startswith(("checkpoints/", "samples/", "events/"))
-            or (key.endswith(".safetensors") and "/" not in key)
+            if key.startswith(("checkpoints/", "samples/", "events/", "regularization/"))
+            or (key.endswith((".safetensors", ".ckpt")) and "/" not in key)
         }
 
 
