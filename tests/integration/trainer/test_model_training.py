@@ -1,4 +1,4 @@
-"""Whole runs that train a model: class pictures that the run paints, checkpoints that keep every key, stops and kills."""
+"""Whole runs that train a model: class pictures painted by the run, checkpoints that keep every key, stops and kills."""
 
 from __future__ import annotations
 
