@@ -187,7 +187,7 @@ class Session:
             generator,
             objective=self.spec.training.objective,
             velocity=model.nature.predicts_velocity,
-        )
+        ).weighted(self.latents.weights([item]))
 
     def predict(self, noised: objectives.Noised, captions: list[str], items: Sequence[Item]) -> torch.Tensor:
         """Return what the model says (B, C, H, W) of noised latents of these pictures under these captions."""

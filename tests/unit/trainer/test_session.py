@@ -38,7 +38,13 @@ RESUMED: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     ),
     "accumulated": ({"gradientAccumulation": 3, "epochs": 4}, (1, 4, 7)),
     "augmentation": (
-        {"augmentation": AUGMENTED, "buckets": {"enabled": False}, "gradientAccumulation": 2, "epochs": 4},
+        {
+            "augmentation": AUGMENTED,
+            "mask": {"source": "File", "unmaskedWeight": 0.1},
+            "buckets": {"enabled": False},
+            "gradientAccumulation": 2,
+            "epochs": 4,
+        },
         (1, 5),
     ),
     "captions": (
@@ -118,7 +124,7 @@ UNEQUAL: dict[str, Any] = {"batchSize": 3, "gradientAccumulation": 2, "buckets":
         ({"buckets": {"enabled": False}, "gradientAccumulation": 3}, 6, [[2, 2, 2], [2]]),
         ({"gradientAccumulation": 3}, 1, [[2, 2, 2], [2]]),
         (UNEQUAL, 5, [[2, 3], [3]]),
-        ({**UNEQUAL, "augmentation": AUGMENTED}, 5, [[2, 3], [3]]),
+        ({**UNEQUAL, "augmentation": AUGMENTED, "mask": {"source": "File"}}, 5, [[2, 3], [3]]),
     ],
     ids=["large batch", "across buckets", "short batch", "augmented"],
 )
