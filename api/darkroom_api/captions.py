@@ -29,7 +29,8 @@ class Captions(Model):
         default="",
         max_length=2000,
         description="Put before every caption with a space between, so write 'sks robot,' to make a tag of it. "
-        "Its tags are shuffled, dropped and counted by keepTokens like the others. Default: none.",
+        "Its tags are shuffled, dropped and counted by keepTokens like the others. Pictures of the class have neither "
+        "prefix nor suffix. Default: none.",
     )
     suffix: str = Field(
         default="", max_length=2000, description="Put after every caption with a space between. Default: none."

@@ -10,6 +10,7 @@ from darkroom_api.augmentation import Augmentation
 from darkroom_api.base import Model
 from darkroom_api.captions import Captions
 from darkroom_api.compute import Compute
+from darkroom_api.masks import Mask
 from darkroom_api.objectives import Objective
 from darkroom_api.optimizers import AdamW, Optimizer
 from darkroom_api.schedules import Constant, Schedule
@@ -138,6 +139,9 @@ class Training(Model):
     text_encoding: TextEncoding = Field(default_factory=TextEncoding, description="How captions and prompts are read.")
     augmentation: Augmentation = Field(
         default_factory=Augmentation, description="How pictures change from one showing to the next."
+    )
+    mask: Mask | None = Field(
+        default=None, description="Which places of pictures are trained. Default: all of them alike."
     )
     precision: Literal["FP32", "BF16", "FP16"] = Field(
         default="FP32", description="Arithmetic of the model; the weights that are trained are kept in FP32 always."

@@ -1,4 +1,4 @@
-"""Read a folder of pictures and captions and say where each file goes: kohya's layout, checked before any upload."""
+"""Read a folder of pictures, captions and masks and say where each file goes: kohya's layout, checked first."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from darkroom_api.masks import MASK_ENDING
 from darkroom_api.uris import check_key
 from darkroom_cli.errors import UserError
 
@@ -42,7 +43,11 @@ class Upload:
 
     @property
     def is_picture(self) -> bool:
-        return self.path.suffix.lower() in PICTURES
+        return self.path.suffix.lower() in PICTURES and not _is_mask(self.path)
+
+    @property
+    def is_caption(self) -> bool:
+        return self.path.suffix in CAPTIONS
 
 
 def plan_uploads(folder: Path, subject: Subject | None) -> list[Upload]:
@@ -79,7 +84,7 @@ def plan_uploads(folder: Path, subject: Subject | None) -> list[Upload]:
 
 def without_caption(uploads: Sequence[Upload]) -> list[Path]:
     """Return the pictures that have no caption of their own."""
-    captions = {PurePosixPath(upload.key).with_suffix("") for upload in uploads if not upload.is_picture}
+    captions = {PurePosixPath(upload.key).with_suffix("") for upload in uploads if upload.is_caption}
     return [
         upload.path
         for upload in uploads
@@ -101,12 +106,18 @@ def _files(folder: Path) -> Iterator[Path]:
     )
 
 
+def _is_mask(path: Path) -> bool:
+    return path.name.lower().endswith(MASK_ENDING)
+
+
 def _problems(files: Iterable[Path]) -> Iterator[str]:
     stems: dict[str, Path] = {}
-    captions: list[Path] = []
+    companions: dict[Path, tuple[str, str]] = {}
     for path in files:
         if path.suffix in CAPTIONS:
-            captions.append(path)
+            companions[path] = "caption", path.stem
+        elif _is_mask(path):
+            companions[path] = "mask", path.name[: -len(MASK_ENDING)]
         elif path.suffix.lower() in PICTURES:
             if twin := stems.get(path.stem.lower()):
                 yield f"  {path}: {twin.name} has the same name but for case or ending; their captions would collide"
@@ -115,9 +126,10 @@ def _problems(files: Iterable[Path]) -> Iterator[str]:
             yield f"  {path}: {path.suffix or 'no ending'} is not allowed; give {ALLOWED}"
             continue
         yield from _file_problems(path)
-    for path in captions:
-        if path.stem not in {picture.stem for picture in stems.values()}:
-            yield f"  {path}: a caption without its picture; remove it or add the picture"
+    pictures = {picture.stem for picture in stems.values()}
+    for path, (what, stem) in companions.items():
+        if stem not in pictures:
+            yield f"  {path}: a {what} without its picture; remove it or add the picture"
 
 
 def _file_problems(path: Path) -> Iterator[str]:

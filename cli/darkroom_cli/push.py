@@ -33,10 +33,13 @@ def push(folder: Path, dataset: S3Location, *, subject: Subject | None, store: S
     _refuse_differences(known, dataset, present=present, store=store, console=console)
     _upload(new, dataset, store=store, console=console)
     pictures = sum(upload.is_picture for upload in uploads)
-    captions = len(uploads) - pictures
+    captions = sum(upload.is_caption for upload in uploads)
+    masks = len(uploads) - pictures - captions
+    also = f", {count(masks, 'mask')}" if masks else ""
     already = f"; {count(len(known), 'file')} were there already" if known else ""
     console.print(
-        f"{count(pictures, 'picture')} and {count(captions, 'caption')} lie in {dataset}{already}", highlight=False
+        f"{count(pictures, 'picture')} and {count(captions, 'caption')}{also} lie in {dataset}{already}",
+        highlight=False,
     )
     _mention(without_caption(uploads), extra=sorted(set(present) - keys), console=console)
     console.print(f"use them with spec.dataset.uri: {dataset}", highlight=False, soft_wrap=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 SIZES = ((64, 64), (96, 64), (64, 96), (100, 100))
 
@@ -26,4 +26,15 @@ def write_pictures(
     for index, size in enumerate(sizes):
         draw(size, seed=index).save(directory / f"{index}{suffix}")
         (directory / f"{index}.txt").write_text(f"sks robot, thing {index}, blue\n")
+    return root
+
+
+def write_masks(root: Path) -> Path:
+    """Write a mask beside every picture below the root and return the root: a white ellipse, off its middle."""
+    for path in sorted(root.glob("*/[0-9]*.png")):
+        with Image.open(path) as picture:
+            width, height = picture.size
+        mask = Image.new("L", (width, height))
+        ImageDraw.Draw(mask).ellipse((width // 3, 0, width, height // 2), fill="white")
+        mask.save(path.with_name(f"{path.stem}-masklabel.png"))
     return root

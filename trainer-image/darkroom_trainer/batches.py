@@ -13,6 +13,7 @@ from functools import cached_property
 from itertools import count
 
 from darkroom_api.augmentation import Augmentation
+from darkroom_api.masks import Mask
 from darkroom_api.progress import Bucket, Plan
 from darkroom_api.training import Training
 from darkroom_api.validation import Validation
@@ -43,6 +44,8 @@ class Course:
     """How pictures that are trained on change from one showing to the next."""
     prior: Prior | None = None
     """Pictures of the class, which never change."""
+    mask: Mask | None = None
+    """Which places of pictures count."""
 
     @property
     def pictures(self) -> list[Picture]:
@@ -99,7 +102,7 @@ class Course:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return a hash of all that the course depends on; other pictures or captions give another."""
+        """Return a hash of all that the course depends on; other pictures, captions or masks give another."""
         parts = [
             f"{it.picture.name}\0{it.picture.sha256}\0{it.picture.caption}\0{it.picture.repeats}\0{it.placement}"
             for it in self.items
@@ -108,7 +111,10 @@ class Course:
         if self.prior:
             parts += [f"prior\0{it.picture.sha256}\0{it.picture.caption}\0{it.placement}" for it in self.prior.items]
         if self.changes_pictures:
-            parts.append(f"augmentation\0{self.augmentation!r}")
+            parts.append(f"augmentation\0{self.augmentation.model_dump_json(exclude_defaults=True)}")
+        if self.mask:
+            masks = "\0".join(str(it.picture.mask_sha256) for it in (*self.items, *self.validation))
+            parts.append(f"mask\0{self.mask.model_dump_json(exclude_defaults=True)}\0{masks}")
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def window(self, step: int) -> list[list[Item]]:
@@ -207,4 +213,5 @@ def arrange(
         accumulation=training.gradient_accumulation,
         validation=placed(each_once(others), training, path="spec.validation.dataset.uri"),
         augmentation=training.augmentation,
+        mask=training.mask,
     )

@@ -52,6 +52,11 @@ def whole(caption: str, spec: Captions) -> str:
     return ", ".join(chain(*_divide(line, spec))) if _falls_into_tags(line, spec) else line
 
 
+def without_ends(spec: Captions) -> Captions:
+    """Return the same rules without prefix and suffix."""
+    return spec.model_copy(update={"prefix": "", "suffix": ""})
+
+
 def lines_shown(caption: str, spec: Captions) -> list[str]:
     """Return the lines of a caption that have a chance to be seen."""
     lines = caption.split("\n")

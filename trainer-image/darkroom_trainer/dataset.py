@@ -7,22 +7,20 @@ Neighbours: `buckets` and `batches` say how they are shown, `latents` what is ke
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import re
-import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from PIL import Image, ImageOps
-
 from darkroom_api.failures import FailureReason
+from darkroom_api.masks import MASK_ENDING, Mask
+from darkroom_trainer.decoding import RejectedError, check_picture
 from darkroom_trainer.errors import RunError
+from darkroom_trainer.masking import SOURCES, is_mask
 
-FORMATS: Final = ("JPEG", "PNG", "WEBP")
 SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp")
 OTHER_PICTURES: Final = (".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".jfif", ".svg", ".raw")
 CAPTION_SUFFIXES: Final = (".txt", ".caption")
@@ -30,8 +28,11 @@ CAPTION_SUFFIXES: Final = (".txt", ".caption")
 FOLDER: Final = re.compile(r"(?P<repeats>[0-9]+)_(?P<tokens>.*\S.*)")
 MAXIMUM_REPEATS: Final = 10_000
 MAXIMUM_CAPTION_BYTES: Final = 64 * 1024
-_ORIENTATION: Final = 0x0112
 _SHOWN_PROBLEMS: Final = 500
+_MASKS: Final = {
+    "Alpha": "; training.mask wants every picture to have transparency, but not all over",
+    "File": f"; training.mask wants beside every picture a mask of its size, such as 'x{MASK_ENDING}' for 'x.jpg'",
+}
 _MAXIMUM_THREADS: Final = 8
 
 
@@ -49,10 +50,8 @@ class Picture:
     """One line or several, of which `captions` takes one."""
     repeats: int
     sha256: str
-
-
-class RejectedError(ValueError):
-    """One thing that is wrong with one file."""
+    mask_sha256: str | None = None
+    """Of the file that its mask is read from; None: all of it counts."""
 
 
 def _go_on() -> None:
@@ -60,17 +59,22 @@ def _go_on() -> None:
 
 
 def scan(
-    directory: Path, *, field: str = "spec.dataset.uri", before_picture: Callable[[], None] = _go_on
+    directory: Path,
+    *,
+    field: str = "spec.dataset.uri",
+    mask: Mask | None = None,
+    before_picture: Callable[[], None] = _go_on,
 ) -> list[Picture]:
     """Return all pictures below a directory, sorted by name.
 
     Args:
         directory: Holds the folders.
         field: Where the spec names them, for messages.
+        mask: Which mask each picture must have, if any.
         before_picture: Called before each picture, by several threads; may raise to give up.
 
     Raises:
-        RunError: Something is wrong with the layout, pictures or captions; everything is told at once.
+        RunError: Something is wrong with the layout, pictures, captions or masks; everything is told at once.
     """
     problems: list[str] = []
     folders = [it for it in sorted(directory.iterdir()) if it.is_dir() and not it.name.startswith(".")]
@@ -79,7 +83,7 @@ def scan(
 
     def inspect(candidate: tuple[Path, int, str]) -> Picture | str:
         before_picture()
-        return _inspect(*candidate)
+        return _inspect(*candidate, mask=mask)
 
     # The node's processors are not the pod's; each thread holds a decoded picture.
     with ThreadPoolExecutor(min(_MAXIMUM_THREADS, len(os.sched_getaffinity(0))), "inspect") as pool:
@@ -90,7 +94,7 @@ def scan(
         names = ", ".join(repr(folder.name) for folder in folders) or "no folder"
         problems.append(f"there is no picture; found {names}")
     if problems:
-        raise _refusal(problems, field)
+        raise _refusal(problems, field, mask)
     return pictures
 
 
@@ -128,28 +132,28 @@ def _visible(folder: Path) -> Iterable[Path]:
 
 
 def _pictures_in(folder: Path) -> list[Path]:
-    return [path for path in _visible(folder) if path.suffix.lower() in SUFFIXES]
+    return [path for path in _visible(folder) if path.suffix.lower() in SUFFIXES and not is_mask(path)]
 
 
-def _inspect(path: Path, repeats: int, tokens: str) -> Picture | str:
-    """Return the picture, or what is wrong with it or its caption."""
+def _inspect(path: Path, repeats: int, tokens: str, *, mask: Mask | None) -> Picture | str:
+    """Return the picture, or what is wrong with it, its caption or its mask."""
     name = f"{path.parent.name}/{path.name}"
     try:
         caption = read_caption(path) or tokens
         data = path.read_bytes()
-        size = _decode(data)
+        size = check_picture(data)
+        mask_sha256 = SOURCES[mask.source].inspect(path, size) if mask else None
     except RejectedError as problem:
         return f"{name}: {problem}"
-    return Picture(path, name, path.parent.name, size, caption, repeats, hashlib.sha256(data).hexdigest())
+    sha256 = hashlib.sha256(data).hexdigest()
+    return Picture(path, name, path.parent.name, size, caption, repeats, sha256, mask_sha256)
 
 
 def describe(path: Path, *, caption: str) -> Picture:
     """Return a picture that was made here, which needs no inspection."""
     data = path.read_bytes()
-    with Image.open(io.BytesIO(data)) as image:
-        size = image.size
     name = f"{path.parent.name}/{path.name}"
-    return Picture(path, name, path.parent.name, size, caption, 1, hashlib.sha256(data).hexdigest())
+    return Picture(path, name, path.parent.name, check_picture(data), caption, 1, hashlib.sha256(data).hexdigest())
 
 
 def read_caption(picture: Path) -> str | None:
@@ -177,49 +181,14 @@ def read_caption(picture: Path) -> str | None:
     return None
 
 
-def _decode(data: bytes) -> tuple[int, int]:
-    """Decode a picture to see that it is whole, and return its upright size."""
-    with _open(data) as image:
-        width, height = image.size
-        try:
-            turned = image.getexif().get(_ORIENTATION, 1) in {5, 6, 7, 8}
-            image.draft("RGB", (max(1, width // 8), max(1, height // 8)))  # a JPEG is checked at an eighth of its size
-            image.load()
-        except Exception as error:
-            raise RejectedError(f"cannot be decoded ({error})") from error
-    return (height, width) if turned else (width, height)
-
-
-def _open(data: bytes) -> Image.Image:
-    """Open a picture; one of more pixels than Pillow thinks sane is refused before it is unpacked."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(io.BytesIO(data), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise RejectedError(f"is too large; at most {Image.MAX_IMAGE_PIXELS} pixels are allowed") from error
-    except Exception as error:
-        raise RejectedError("is no picture in JPEG, PNG or WebP format, or is broken") from error
-
-
-def load_rgb(path: Path) -> Image.Image:
-    """Load a picture upright as RGB; what is transparent becomes white."""
-    with _open(path.read_bytes()) as image:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to the darkest 8
-            upright = upright.point(lambda value: value / 256).convert("L")
-        if upright.has_transparency_data:
-            white = Image.new("RGBA", upright.size, "white")
-            upright = Image.alpha_composite(white, upright.convert("RGBA"))
-        return upright.convert("RGB")
-
-
-def _refusal(problems: list[str], field: str) -> RunError:
+def _refusal(problems: list[str], field: str, mask: Mask | None) -> RunError:
     """Name everything that is wrong; what is allowed comes first, since the status keeps only so many characters."""
     more = f"\n… and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
     return RunError(
         FailureReason.DATASET_REJECTED,
         f"{field}: {len(problems)} problem{'s'[: len(problems) > 1]}. Allowed: folders named REPEATS_NAME, "
         "such as '20_sks robot', with pictures (.jpg, .jpeg, .png, .webp) and captions of the same name "
-        "(.txt, not empty). Found:\n" + "\n".join(problems[:_SHOWN_PROBLEMS]) + more,
+        f"(.txt, not empty){_MASKS[mask.source] if mask else ''}. Found:\n"
+        + "\n".join(problems[:_SHOWN_PROBLEMS])
+        + more,
     )

@@ -5,7 +5,7 @@ content, its place in a bucket and whether it is mirrored (the latent of a mirro
 the folder lives and dies with the pod, so it belongs to one VAE. What is cropped or coloured at random is shown once
 and never again, so it is encoded where it is shown.
 
-Pictures stay in memory once they were read, as long as they fit into an eighth of the pod's: at 512 pixels 8000 in a
+What was looked at once stays in memory as long as it fits into an eighth of the pod's: at 512 pixels 8000 pictures in a
 GiB. Whatever were thrown out to make room would be wanted again within an epoch, so nothing is.
 """
 
@@ -20,32 +20,36 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from darkroom_api.failures import FailureReason
+from darkroom_api.masks import Mask
 from darkroom_trainer.errors import RunError
 from darkroom_trainer.host_memory import host_memory_bytes
 from darkroom_trainer.items import Item
-from darkroom_trainer.pixels import to_pixels
+from darkroom_trainer.pixels import mask_weights, to_mask, to_pixels
 
 _MEMORY_SHARE: Final = 8
 """Of the pod's memory one part of so many; base model, gradients and optimizer need the others."""
 
-_Encoded = dict[str, torch.Tensor]
-"""Mean and deviation (C, H, W)."""
+_Tensors = dict[str, torch.Tensor]
+"""Mean and deviation (C, H, W) of an encoded picture, or its mask (1, H, W)."""
 
 
 class LatentCache:
-    """Encoded pictures on the local disk, and copies of as many as fit in memory.
+    """Encoded pictures and their masks on the local disk, and copies of as many as fit in memory.
 
     Args:
         directory: Where they lie.
         vae: Encodes them; on the device that it is on at that time.
+        mask: Which masks they have, if any.
         memory_bytes: How much of the memory they may take; by default an eighth of the pod's.
     """
 
-    def __init__(self, directory: Path, vae: AutoencoderKL, *, memory_bytes: int | None = None) -> None:
+    def __init__(
+        self, directory: Path, vae: AutoencoderKL, *, mask: Mask | None = None, memory_bytes: int | None = None
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        self._directory, self._vae = directory, vae
+        self._directory, self._vae, self._mask = directory, vae, mask
         self._room = host_memory_bytes() // _MEMORY_SHARE if memory_bytes is None else memory_bytes
-        self._held: dict[str, _Encoded] = {}
+        self._held: dict[str, _Tensors] = {}
 
     def fill(self, items: Sequence[Item], *, on_item: Callable[[int], None]) -> None:
         """Encode what is not there yet, in fp32.
@@ -59,10 +63,9 @@ class LatentCache:
         """
         for index, item in enumerate(items):
             on_item(index)
-            path = self._path(_key(item))
-            if not path.exists():
-                save_file(_encode(item, self._vae), path.with_suffix(".part"))
-                path.with_suffix(".part").rename(path)
+            self._encoded(item)
+            if self._mask:
+                self._masked(item, self._mask)
 
     def draw(self, items: Sequence[Item], generator: torch.Generator) -> torch.Tensor:
         """Return unscaled latents (B, C, H, W) of a batch, drawn from each picture's distribution, on the CPU."""
@@ -73,22 +76,42 @@ class LatentCache:
         """Return unscaled latents (B, C, H, W) of a batch without the encoder's noise, on the CPU."""
         return self._read(items)[0]
 
+    def weights(self, items: Sequence[Item]) -> torch.Tensor | None:
+        """Return how much each place of a batch counts in the loss (B, 1, H, W), on the CPU; None without masks."""
+        if self._mask is None:
+            return None
+        return mask_weights(torch.stack([self._masked(item, self._mask) for item in items]), self._mask)
+
     def _read(self, items: Sequence[Item]) -> tuple[torch.Tensor, torch.Tensor]:
-        parts = [self._load(_key(item)) if item.changes.are_known_ahead else _encode(item, self._vae) for item in items]
+        parts = [self._encoded(item) for item in items]
         return torch.stack([part["mean"] for part in parts]), torch.stack([part["deviation"] for part in parts])
 
-    def _load(self, key: str) -> _Encoded:
+    def _encoded(self, item: Item) -> _Tensors:
+        if not item.changes.are_known_ahead:
+            return _encode(item, self._vae)
+        return self._kept(_key(item), lambda: _encode(item, self._vae))
+
+    def _masked(self, item: Item, spec: Mask) -> torch.Tensor:
+        if item.changes.corner is not None or item.picture.mask_sha256 is None:
+            return to_mask(item, spec)
+        key = f"{_key(item)}-mask{item.picture.mask_sha256}"
+        return self._kept(key, lambda: {"mask": to_mask(item, spec)})["mask"]
+
+    def _kept(self, key: str, make: Callable[[], _Tensors]) -> _Tensors:
         if key in self._held:
             return self._held[key]
-        encoded = load_file(self._path(key))
-        size = sum(tensor.nbytes for tensor in encoded.values())
+        path = self._directory / f"{key}.safetensors"
+        if path.exists():
+            tensors = load_file(path)
+        else:
+            tensors = make()
+            save_file(tensors, path.with_suffix(".part"))
+            path.with_suffix(".part").rename(path)
+        size = sum(tensor.nbytes for tensor in tensors.values())
         if size <= self._room:
             self._room -= size
-            self._held[key] = encoded
-        return encoded
-
-    def _path(self, key: str) -> Path:
-        return self._directory / f"{key}.safetensors"
+            self._held[key] = tensors
+        return tensors
 
 
 def _key(item: Item) -> str:
@@ -98,7 +121,7 @@ def _key(item: Item) -> str:
 
 
 @torch.no_grad()
-def _encode(item: Item, vae: AutoencoderKL) -> _Encoded:
+def _encode(item: Item, vae: AutoencoderKL) -> _Tensors:
     pixels_1CHW = to_pixels(item).unsqueeze(0).to(vae.device)
     distribution = vae.encode(pixels_1CHW).latent_dist
     mean, deviation = distribution.mean[0].cpu().contiguous(), distribution.std[0].cpu().contiguous()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import Final
 
@@ -28,6 +28,12 @@ class Noised:
     target_BCHW: torch.Tensor
     """What the model is asked for: the noise, or v."""
     timesteps_B: torch.Tensor
+    weights_B1HW: torch.Tensor | None = None
+    """How much each place counts in the loss; None: all as much as the others."""
+
+    def weighted(self, weights_B1HW: torch.Tensor | None) -> Noised:
+        """Return the same batch with weights for its places."""
+        return replace(self, weights_B1HW=weights_B1HW)
 
 
 def add_noise(
@@ -112,10 +118,12 @@ def pyramid_noise(noise_BCHW: torch.Tensor, spec: MultiresNoise, generator: torc
 
 def joined(parts: Sequence[Noised], device: torch.device) -> Noised:
     """Put batches together on a device."""
+    weights = [it.weights_B1HW for it in parts if it.weights_B1HW is not None]
     return Noised(
         torch.cat([it.latents_BCHW for it in parts]).to(device),
         torch.cat([it.target_BCHW for it in parts]).to(device),
         torch.cat([it.timesteps_B for it in parts]),
+        torch.cat(weights).to(device) if weights else None,
     )
 
 
@@ -167,7 +175,10 @@ def losses(
         alphas_T: As for `add_noise`; a delta that moves with the signal-to-noise ratio needs them.
     """
     difference_BCHW = predicted_BCHW.float() - noised.target_BCHW
-    errors_B = count_errors(kind, difference_BCHW, noised.timesteps_B, alphas_T=alphas_T).mean(dim=(1, 2, 3))
+    errors_BCHW = count_errors(kind, difference_BCHW, noised.timesteps_B, alphas_T=alphas_T)
+    if noised.weights_B1HW is not None:
+        errors_BCHW = errors_BCHW * noised.weights_B1HW.to(errors_BCHW.device)
+    errors_B = errors_BCHW.mean(dim=(1, 2, 3))
     return errors_B * weights_B.to(errors_B.device)
 
 

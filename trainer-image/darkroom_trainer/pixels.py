@@ -1,16 +1,23 @@
-"""A picture as the VAE sees it: loaded, scaled, cropped and changed. `augmenting` says how it is changed.
+"""A picture as the VAE sees it, and its mask: loaded, scaled, cropped and changed. `augmenting` says how it is changed.
 
-Shapes: C channels, H and W in pixels.
+Shapes: B batch, C channels, H and W.
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 import numpy as np
 import torch
 from PIL import Image
 
-from darkroom_trainer.dataset import load_rgb
+from darkroom_api.masks import Mask
+from darkroom_trainer.decoding import load_rgb
 from darkroom_trainer.items import Item
+from darkroom_trainer.masking import SOURCES
+
+LATENT_PIXELS: Final = 8
+"""Side of what one number of the latents stands for, in all families."""
 
 
 def to_pixels(item: Item) -> torch.Tensor:
@@ -25,6 +32,35 @@ def to_pixels(item: Item) -> torch.Tensor:
     if item.changes.mirrored:
         pixels_CHW = pixels_CHW.flip(-1)
     return pixels_CHW / 127.5 - 1
+
+
+def to_mask(item: Item, spec: Mask) -> torch.Tensor:
+    """Return the mask of a picture as it is shown (1, H, W), each number the mean over what one latent stands for.
+
+    A picture without one, which is one of the class, counts whole.
+    """
+    if item.picture.mask_sha256 is None:
+        width, height = item.placement.bucket
+        return torch.ones(1, height // LATENT_PIXELS, width // LATENT_PIXELS)
+    # Not Lanczos as for pictures: it overshoots, so that a sharp mask would count a little of what it leaves out.
+    scaled = SOURCES[spec.source].load(item.picture.path).resize(item.placement.scaled, Image.Resampling.BILINEAR)
+    mask_1HW = torch.from_numpy(np.asarray(scaled.crop(item.crop), dtype=np.float32)).unsqueeze(0) / 255
+    if item.changes.mirrored:
+        mask_1HW = mask_1HW.flip(-1)
+    return torch.nn.functional.avg_pool2d(mask_1HW, LATENT_PIXELS)
+
+
+def mask_weights(masks_B1HW: torch.Tensor, spec: Mask) -> torch.Tensor:
+    """Return what a masked loss is multiplied by before its mean is taken over all of each picture.
+
+    As kohya's `apply_masked_loss`; the least weight and the division by the mean are OneTrainer's.
+    """
+    weights_B1HW = masks_B1HW.clamp(min=spec.unmasked_weight)
+    if not spec.normalize:
+        return weights_B1HW
+    # A crop may miss its subject: nothing counts then, and 0 / 0 must not.
+    tiny = torch.finfo(weights_B1HW.dtype).tiny
+    return weights_B1HW / weights_B1HW.mean(dim=(1, 2, 3), keepdim=True).clamp(min=tiny)
 
 
 def shift_hue(pixels_CHW: torch.Tensor, degrees: float) -> torch.Tensor:

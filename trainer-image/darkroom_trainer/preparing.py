@@ -58,7 +58,7 @@ class Inputs:
     """The course as the status shows it, with advice."""
 
     def fingerprint(self, course: Course) -> str:
-        """Return a hash of model, pictures and captions."""
+        """Return a hash of model, pictures, captions and masks."""
         return hashlib.sha256(f"{self.base.result().sha256}/{course.fingerprint}".encode()).hexdigest()
 
 
@@ -110,7 +110,8 @@ def _fetch_pictures(plan: RunPlan, services: Services) -> dict[str, list[Picture
         progress = services.reporter.transfer(whats[field])
         fetch_dataset(services.store, prefix, directory, field=field, on_progress=progress)
         services.reporter.stage(Stage.INSPECTING, whats[field])
-        found[field] = scan(directory, field=field, before_picture=services.stop.check)
+        mask = None if field == REGULARIZATION else plan.spec.training.mask
+        found[field] = scan(directory, field=field, mask=mask, before_picture=services.stop.check)
     return found
 
 
@@ -131,7 +132,7 @@ def prepare(plan: RunPlan, services: Services, inputs: Inputs) -> Session:
     if regularization and regularization.class_ is not None:
         painted = paint_class(spec, regularization, model, prefix=plan.prefix, services=services)
         course = _with_prior(course, painted, spec, path="spec.regularization.class")
-    latents, items = LatentCache(services.work / "latents", model.vae), course.known_ahead
+    latents, items = LatentCache(services.work / "latents", model.vae, mask=course.mask), course.known_ahead
     if course.encodes_in_steps:
         LOG.info("training.augmentation: pictures are encoded while training, so the VAE stays on %s", model.device)
 

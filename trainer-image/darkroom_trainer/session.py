@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from darkroom_api.captions import Captions
 from darkroom_api.failures import FailureReason
 from darkroom_api.progress import EarlyStop
 from darkroom_api.training import TrainingSpec
 from darkroom_trainer import choosing, objectives, state
 from darkroom_trainer.averaging import Average
 from darkroom_trainer.batches import Course
-from darkroom_trainer.captions import present
+from darkroom_trainer.captions import present, without_ends
 from darkroom_trainer.conditioning import Frame, PromptCache, encode_prompts, unet_arguments
 from darkroom_trainer.errors import RunError
 from darkroom_trainer.families.model import StableDiffusion
@@ -138,13 +139,16 @@ class Session:
     def _accumulate(self, window: list[list[Item]], step: int) -> float:
         """Add up the gradient of the mean loss over all the window's pictures, and return that loss.
 
-        With a prior, the mean over as many pictures of the class is added, times its weight.
+        With a prior, the mean over as many pictures of the class is added, times its weight. What is put around the
+        subject's captions stays off theirs: a trigger there would teach that it is nothing but the class.
         """
         num_pictures, shown, value = sum(len(batch) for batch in window), 0, 0.0
         weight = self.course.prior.weight if self.course.prior else 0.0
-        parts = [(batch, 1.0) for batch in window] + [(batch, weight) for batch in self.course.prior_window(step)]
-        for batch, factor in parts:
-            loss = self._loss(batch, step, first=shown)
+        captions = self.spec.training.captions
+        parts = [(batch, 1.0, captions) for batch in window]
+        parts += [(batch, weight, without_ends(captions)) for batch in self.course.prior_window(step)]
+        for batch, factor, shown_as in parts:
+            loss = self._loss(batch, step, first=shown, captions=shown_as)
             require_finite(f"loss of {self._place}", float(loss.detach()), batch)
             # By pictures, not by batches: a bucket's last batch and an epoch's last window may be short.
             share = factor * len(batch) / num_pictures
@@ -153,22 +157,21 @@ class Session:
             shown += len(batch)
         return value
 
-    def _loss(self, batch: list[Item], step: int, *, first: int) -> torch.Tensor:
-        training = self.spec.training
+    def _loss(self, batch: list[Item], step: int, *, first: int, captions: Captions) -> torch.Tensor:
         noised = objectives.joined(
             [self._noised(item, step, number) for number, item in enumerate(batch, start=first)], self.model.device
         )
         epoch = step // self.course.steps_per_epoch + 1
-        captions = [
+        shown = [
             present(
                 item.picture.caption,
-                training.captions,
-                shuffler(training.seed, "captions", step, number),
+                captions,
+                shuffler(self.spec.training.seed, "captions", step, number),
                 epoch=epoch,
             )
             for number, item in enumerate(batch, start=first)
         ]
-        return self.losses(noised, self.predict(noised, captions, batch)).mean()
+        return self.losses(noised, self.predict(noised, shown, batch)).mean()
 
     def losses(self, noised: objectives.Noised, predicted_BCHW: torch.Tensor) -> torch.Tensor:
         """Return the loss of each picture (B) as the objective counts it, in training and in validation."""
@@ -187,7 +190,7 @@ class Session:
             generator,
             objective=self.spec.training.objective,
             velocity=model.nature.predicts_velocity,
-        )
+        ).weighted(self.latents.weights([item]))
 
     def predict(self, noised: objectives.Noised, captions: list[str], items: Sequence[Item]) -> torch.Tensor:
         """Return what the model says (B, C, H, W) of noised latents of these pictures under these captions."""

@@ -145,7 +145,7 @@ def load(
     if numbers["inputs"] != inputs:
         raise RunError(
             FailureReason.DATASET_REJECTED,
-            "spec.dataset or spec.baseModel: the pictures, captions or base model changed since this run began, "
+            "spec.dataset or spec.baseModel: the pictures, captions, masks or base model changed since this run began, "
             "so it cannot go on exactly",
             advice="Apply the training under a new name, or put the earlier files back.",
         )

@@ -97,7 +97,7 @@ def _losses(session: Session, looks: Sequence[Look], *, draws: int) -> list[floa
         torch.tensor([timestep for _, timestep in drawn]),
         alphas_T=alphas_T,
         velocity=model.nature.predicts_velocity,
-    )
+    ).weighted(session.latents.weights(items))
     captions = [whole(item.picture.caption, session.spec.training.captions) for item in items]
     predicted_BCHW = session.predict(noised, captions, items)
     return session.losses(noised, predicted_BCHW).tolist()

@@ -28,6 +28,18 @@ def test_loose_pictures_go_to_kohyas_folder(tmp_path: Path) -> None:
     assert [path.name for path in without_caption(uploads)] == ["b.JPG"]
 
 
+def test_masks_go_with_their_pictures_and_are_none(tmp_path: Path) -> None:
+    fill(tmp_path, "a.jpg", "a-masklabel.png", "a.txt")
+    uploads = plan_uploads(tmp_path, SKS)
+    assert [upload.key for upload in uploads] == [
+        "20_sks robot/a-masklabel.png",
+        "20_sks robot/a.jpg",
+        "20_sks robot/a.txt",
+    ]
+    assert [upload.is_picture for upload in uploads] == [False, True, False]
+    assert without_caption(uploads) == []
+
+
 def test_the_class_may_be_left_out() -> None:
     assert Subject(repeats=3, trigger="sks", class_name="").folder == "3_sks"
 
@@ -52,6 +64,7 @@ def test_kohyas_folders_keep_their_names(tmp_path: Path) -> None:
         (["a.png", "A.jpg"], r"a\.png: A\.jpg has the same name but for case or ending"),
         (["a.png", "b\\c.png"], r"no leading slash, backslash"),
         (["a.txt"], r"a caption without its picture"),
+        (["a.png", "b-masklabel.png"], r"b-masklabel\.png: a mask without its picture"),
     ],
 )
 def test_a_wrong_file_is_told(tmp_path: Path, names: list[str], told: str) -> None:

@@ -16,7 +16,7 @@ from darkroom_trainer.families.model import StableDiffusion
 from darkroom_trainer.hardware import open_accelerator
 from darkroom_trainer.latents import LatentCache
 from darkroom_trainer.session import Session, open_session
-from tests.builders.pictures import write_pictures
+from tests.builders.pictures import write_masks, write_pictures
 
 TRAINING: dict[str, Any] = {
     "epochs": 2,
@@ -42,7 +42,7 @@ class Maker:
 
     def __init__(self, load_model: Callable[..., StableDiffusion], directory: Path) -> None:
         self._load, self._directory = load_model, directory
-        self._pictures = scan(write_pictures(directory / "pictures"))
+        self._pictures = write_masks(write_pictures(directory / "pictures"))
 
     def __call__(
         self,
@@ -70,9 +70,13 @@ class Maker:
         dtype = {"FP32": torch.float32, "BF16": torch.bfloat16}[spec.training.precision]
         model, course = (
             self._load(dtype, family=family),
-            arrange(self._pictures, spec.training, validation=spec.validation),
+            arrange(
+                scan(self._pictures, mask=spec.training.mask),
+                spec.training,
+                validation=spec.validation,
+            ),
         )
-        latents = LatentCache(self._directory / f"latents-{family}", model.vae)
+        latents = LatentCache(self._directory / f"latents-{family}", model.vae, mask=course.mask)
         latents.fill(course.known_ahead, on_item=lambda _: None)
         accelerator = open_accelerator(spec.training.precision, gpus=0)
         return open_session(spec, course, model, latents=latents, accelerator=accelerator, inputs=inputs)

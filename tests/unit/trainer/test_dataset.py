@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from darkroom_api.failures import FailureReason
-from darkroom_trainer.dataset import load_rgb, scan
+from darkroom_trainer.dataset import scan
+from darkroom_trainer.decoding import load_rgb
 from darkroom_trainer.errors import RunError, StopRequested
 from darkroom_trainer.stopping import StopSignal
 from tests.builders.pictures import draw, write_pictures

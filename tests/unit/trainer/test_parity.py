@@ -6,12 +6,14 @@ from typing import Any, get_args
 
 import pytest
 
+from darkroom_api.masks import Mask
 from darkroom_api.networks import Network
 from darkroom_api.objectives import Loss
 from darkroom_api.optimizers import Optimizer
 from darkroom_api.rates import EmbeddingOptimizer, LoraOptimizer, ModelOptimizer
 from darkroom_api.schedules import Schedule
 from darkroom_trainer.adapters import inject
+from darkroom_trainer.masking import SOURCES
 from darkroom_trainer.metadata import LOSS_NAMES
 from darkroom_trainer.objectives import count_errors
 from darkroom_trainer.optimizers import build_optimizer
@@ -42,6 +44,10 @@ def test_every_kind_of_training_has_every_optimizer_with_its_builder(union: Any)
     built = {build_optimizer.dispatch(member) for member in members(union)}
     assert built == set(build_optimizer.registry.values()) - {build_optimizer.registry[object]}
     assert len(members(union)) == len(members(Optimizer))
+
+
+def test_every_source_of_masks_is_implemented() -> None:
+    assert set(SOURCES) == set(get_args(Mask.model_fields["source"].annotation))
 
 
 def test_every_loss_has_a_name_in_a_files_metadata() -> None:

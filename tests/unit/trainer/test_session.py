@@ -38,7 +38,13 @@ RESUMED: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     ),
     "accumulated": ({"gradientAccumulation": 3, "epochs": 4}, (1, 4, 7)),
     "augmentation": (
-        {"augmentation": AUGMENTED, "buckets": {"enabled": False}, "gradientAccumulation": 2, "epochs": 4},
+        {
+            "augmentation": AUGMENTED,
+            "mask": {"source": "File", "unmaskedWeight": 0.1},
+            "buckets": {"enabled": False},
+            "gradientAccumulation": 2,
+            "epochs": 4,
+        },
         (1, 5),
     ),
     "captions": (
@@ -118,7 +124,7 @@ UNEQUAL: dict[str, Any] = {"batchSize": 3, "gradientAccumulation": 2, "buckets":
         ({"buckets": {"enabled": False}, "gradientAccumulation": 3}, 6, [[2, 2, 2], [2]]),
         ({"gradientAccumulation": 3}, 1, [[2, 2, 2], [2]]),
         (UNEQUAL, 5, [[2, 3], [3]]),
-        ({**UNEQUAL, "augmentation": AUGMENTED}, 5, [[2, 3], [3]]),
+        ({**UNEQUAL, "augmentation": AUGMENTED, "mask": {"source": "File"}}, 5, [[2, 3], [3]]),
     ],
     ids=["large batch", "across buckets", "short batch", "augmented"],
 )
@@ -144,7 +150,10 @@ def test_a_window_of_unequal_batches_weighs_every_picture_the_same(make: Maker) 
     session, losses = make(**UNEQUAL), regrouped(make(**UNEQUAL), 1)
     assert [len(batch) for batch in session.course.window(0)] == [2, 3]
     batches = losses.course.window(0)
-    each = [float(losses._loss(batch, 0, first=number).detach()) for number, batch in enumerate(batches)]
+    captions = losses.spec.training.captions
+    each = [
+        float(losses._loss(batch, 0, first=number, captions=captions).detach()) for number, batch in enumerate(batches)
+    ]
     assert session.step().loss == pytest.approx(sum(each) / len(each), rel=1e-5)
 
 

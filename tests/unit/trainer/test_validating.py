@@ -13,6 +13,7 @@ from diffusers import DDPMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
+from darkroom_api.masks import Mask
 from darkroom_api.text_encoding import TextEncoding
 from darkroom_trainer.buckets import Placement
 from darkroom_trainer.conditioning import encode_prompts
@@ -21,7 +22,7 @@ from darkroom_trainer.errors import RunError, StopRequested
 from darkroom_trainer.families.configurations import SCHEDULER
 from darkroom_trainer.items import Item
 from darkroom_trainer.metadata import BaseModelFile
-from darkroom_trainer.pixels import to_pixels
+from darkroom_trainer.pixels import to_mask, to_pixels
 from darkroom_trainer.publishing import Publisher
 from darkroom_trainer.reporting import Reporter
 from darkroom_trainer.results import Results
@@ -141,6 +142,25 @@ def test_it_heeds_the_objectives_loss_and_timesteps(make: Maker) -> None:
 def test_what_is_added_to_the_noise_in_training_stays_out(make: Maker, option: dict[str, Any]) -> None:
     plain = measure(make(validation=HELD_OUT, objective={}))
     assert measure(make(validation=HELD_OUT, objective=option)) == plain
+
+
+@torch.no_grad()
+def test_it_looks_through_the_masks(make: Maker) -> None:
+    """Of one picture at one timestep, whose loss is counted here place by place."""
+    mask = Mask(source="File", unmasked_weight=0.25)
+    session = make(validation={"images": 1, "draws": 1}, objective={}, mask=mask.model_dump(by_alias=True))
+    (held,) = session.course.validation
+    clean = session.latents.means([held]) * session.model.vae.config.scaling_factor
+    noise, timestep = fixed_noise(Look(held, 0), clean.shape[1:], seed=42, draws=1, timesteps=range(1000))
+    scheduler = DDPMScheduler(**{name: SCHEDULER[name] for name in ("beta_start", "beta_end", "beta_schedule")})
+    at = torch.tensor([timestep])
+    noised = scheduler.add_noise(clean, noise.unsqueeze(0), at)
+    condition = encode_prompts(session.model, [held.picture.caption], TextEncoding()).states_BLD
+    predicted = session.model.unet(noised, at, encoder_hidden_states=condition, return_dict=False)[0]
+    errors = (predicted - noise).square()
+    places = to_mask(held, mask).clamp(min=0.25)
+    assert measure(session) == pytest.approx(float((errors * places).mean()), rel=1e-5)
+    assert measure(session) < 0.9 * float(errors.mean())
 
 
 class Nowhere:

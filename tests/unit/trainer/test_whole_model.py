@@ -263,6 +263,19 @@ def test_the_loss_is_the_subjects_mean_plus_the_weighted_one_of_the_class(with_p
     assert losses[0.5] - losses[0.0] == pytest.approx((losses[1.0] - losses[0.0]) / 2, rel=1e-4)
 
 
+def test_neither_masks_nor_what_is_put_around_captions_touch_the_class(with_prior: Callable[..., Session]) -> None:
+    def losses(**training: Any) -> tuple[float, float]:
+        """Return the subject's share of the first loss and the class's."""
+        asked = {"captions": {}} | training
+        subject, both = (with_prior(weight, **asked).step().loss for weight in (0.0, 1.0))
+        return subject, both - subject
+
+    plain = losses()
+    changed = losses(captions={"prefix": "sks,", "suffix": ", blue"}, mask={"source": "File"})
+    assert abs(changed[0] / plain[0] - 1) > 0.05
+    assert changed[1] == pytest.approx(plain[1], rel=1e-4)
+
+
 def test_a_run_with_a_prior_resumes_exactly(with_prior: Callable[..., Session], tmp_path: Path) -> None:
     whole = with_prior()
     losses = [whole.step().loss for _ in range(3)]
