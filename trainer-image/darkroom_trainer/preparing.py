@@ -37,6 +37,7 @@ from darkroom_trainer.hardware import BASE_DTYPES, open_accelerator
 from darkroom_trainer.items import placed
 from darkroom_trainer.latents import LatentCache
 from darkroom_trainer.metadata import BaseModelFile, hash_base_model
+from darkroom_trainer.opening import check_pictures
 from darkroom_trainer.priors import Prior, regularization_of, repeated
 from darkroom_trainer.services import Services
 from darkroom_trainer.session import Session, open_session
@@ -111,6 +112,7 @@ def _fetch_pictures(plan: RunPlan, services: Services) -> dict[str, list[Picture
         fetch_dataset(services.store, prefix, directory, field=field, on_progress=progress)
         services.reporter.stage(Stage.INSPECTING, whats[field])
         found[field] = scan(directory, field=field, before_picture=services.stop.check)
+        check_pictures(plan.spec, found[field], field=field)
     return found
 
 
