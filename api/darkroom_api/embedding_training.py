@@ -15,9 +15,9 @@ class Embedding(Model):
     token: str = Field(
         min_length=1,
         max_length=64,
-        pattern=r"^[^\s,]+$",
-        description="The new word, as captions and prompts have it, such as 'sks'. Without spaces and commas; one that "
-        "the model does not know is wise.",
+        pattern=r"^[^\s,()\[\]{}|\\]+$",
+        description="The new word, as captions and prompts have it, such as 'sks'; capital letters do not count. "
+        "Without spaces, commas, brackets, | and \\; one that the model does not know is wise.",
     )
     num_vectors: int = Field(
         default=4,

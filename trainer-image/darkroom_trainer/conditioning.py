@@ -87,7 +87,14 @@ def _encode(
     encoder: TextEncoder, texts: Sequence[str], spec: TextEncoding, *, penultimate: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     prompts = [
-        tokenize(text, encoder.tokenizer, maximum_tokens=spec.maximum_tokens, weighted=spec.weighted) for text in texts
+        tokenize(
+            text,
+            encoder.tokenizer,
+            maximum_tokens=spec.maximum_tokens,
+            weighted=spec.weighted,
+            words=encoder.words,
+        )
+        for text in texts
     ]
     model = encoder.model
     ids_NL = torch.tensor([chunk for prompt in prompts for chunk in prompt.ids], device=model.device)

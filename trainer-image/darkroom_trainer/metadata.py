@@ -16,6 +16,7 @@ from functools import singledispatch
 from pathlib import Path
 from typing import Final
 
+from darkroom_api.embedding_training import EmbeddingTrainingSpec
 from darkroom_api.lora_training import LoraTrainingSpec
 from darkroom_api.model_training import ModelTrainingSpec
 from darkroom_api.objectives import L2, Objective
@@ -33,7 +34,7 @@ LOSS_NAMES: Final = {"L2": "l2", "SmoothL1": "smooth_l1", "Huber": "huber"}
 
 @dataclass(frozen=True)
 class BaseModelFile:
-    """What a LoRA's metadata says about the file it was trained on."""
+    """What a file's metadata says about the base model that it was trained on."""
 
     name: str
     sha256: str
@@ -65,9 +66,9 @@ def metadata(
         epoch: Epochs completed.
     """
     values = {
-        **about_kind(spec),
         **_model(nature),
         **_run(spec, course, epoch=epoch),
+        **about_kind(spec),
         **_dataset(spec, course),
         "ss_output_name": name,
         "ss_sd_model_name": base.name,
@@ -85,7 +86,7 @@ def metadata(
 
 @singledispatch
 def about_kind(spec: object) -> dict[str, object]:
-    """Return the metadata that only this kind of training has."""
+    """Return the metadata that only this kind of training has, or has otherwise than the others."""
     raise NotImplementedError(f"no metadata for {type(spec).__name__}")
 
 
@@ -104,7 +105,23 @@ def _(spec: ModelTrainingSpec) -> dict[str, object]:
     return {}
 
 
-KIND_SUFFIXES: Final[dict[type[TrainingSpec], str]] = {LoraTrainingSpec: "/lora", ModelTrainingSpec: ""}
+@about_kind.register
+def _(spec: EmbeddingTrainingSpec) -> dict[str, object]:
+    # Under the names of kohya's own options.
+    return {
+        "ss_unet_lr": "None",
+        "ss_text_encoder_lr": "None",
+        "ss_token_string": spec.embedding.token,
+        "ss_init_word": spec.embedding.initializer or "None",
+        "ss_num_vectors_per_token": spec.embedding.num_vectors,
+    }
+
+
+KIND_SUFFIXES: Final[dict[type[TrainingSpec], str]] = {
+    LoraTrainingSpec: "/lora",
+    ModelTrainingSpec: "",
+    EmbeddingTrainingSpec: "/textual-inversion",
+}
 """What modelspec puts after a model's architecture for something that is trained upon it."""
 
 

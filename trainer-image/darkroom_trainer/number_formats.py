@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Final
 
 import torch
@@ -29,6 +30,19 @@ def copied(weights: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str,
                 "numbers, or with a lower learning rate.",
             )
     return tensors
+
+
+@contextmanager
+def held_as(weights: Iterable[torch.nn.Parameter], dtype: torch.dtype) -> Iterator[None]:
+    """Hold weights as a file of a number format would give them back, and afterwards as they were."""
+    exact = [(weight, weight.data) for weight in weights]
+    for weight, data in exact:
+        weight.data = data.to(dtype).to(data.dtype)
+    try:
+        yield
+    finally:
+        for weight, data in exact:
+            weight.data = data
 
 
 def _name(dtype: torch.dtype) -> str:

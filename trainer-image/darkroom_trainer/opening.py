@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import singledispatch
 
+from darkroom_api.embedding_training import EmbeddingTrainingSpec
 from darkroom_api.lora_training import LoraTrainingSpec
 from darkroom_api.model_training import ModelTrainingSpec
 from darkroom_trainer.adapters import inject
+from darkroom_trainer.dataset import Picture
+from darkroom_trainer.embeddings import insert
 from darkroom_trainer.families.model import UNET_PART, StableDiffusion
 from darkroom_trainer.optimizers import text_encoder_learning_rate
 from darkroom_trainer.trainees import Trainee
 from darkroom_trainer.whole_model import unfreeze
+from darkroom_trainer.word_check import require_word
 
 
 @singledispatch
 def open_trainee(spec: object, model: StableDiffusion) -> Trainee:
-    """Make trainable in a model what a spec asks for; at first it paints what the base model paints."""
+    """Make trainable in a model what a spec asks for; at first it paints what the base model does, a new word aside."""
     raise NotImplementedError(f"no training by {type(spec).__name__}")
 
 
@@ -31,6 +36,11 @@ def _(spec: ModelTrainingSpec, model: StableDiffusion) -> Trainee:
     return unfreeze(spec, model, train_text_encoder=trains_text)
 
 
+@open_trainee.register
+def _(spec: EmbeddingTrainingSpec, model: StableDiffusion) -> Trainee:
+    return insert(spec.embedding, model, seed=spec.training.seed)
+
+
 @singledispatch
 def learning_rate_of(spec: object, part: str) -> float:
     """Return the peak learning rate of a part of the model."""
@@ -42,6 +52,11 @@ def learning_rate_of(spec: object, part: str) -> float:
 def _(spec: LoraTrainingSpec | ModelTrainingSpec, part: str) -> float:
     optimizer = spec.training.optimizer
     return optimizer.learning_rate if part == UNET_PART else text_encoder_learning_rate(optimizer)
+
+
+@learning_rate_of.register(EmbeddingTrainingSpec)
+def _(spec: EmbeddingTrainingSpec, part: str) -> float:
+    return spec.training.optimizer.learning_rate
 
 
 @singledispatch
@@ -64,3 +79,22 @@ def average_decay(spec: object) -> float | None:
 @average_decay.register
 def _(spec: ModelTrainingSpec) -> float | None:
     return spec.ema.decay if spec.ema else None
+
+
+@singledispatch
+def check_pictures(spec: object, pictures: Sequence[Picture], *, field: str) -> None:
+    """Refuse pictures that a kind of training can learn nothing from; most kinds take all.
+
+    Args:
+        spec: The training's spec.
+        pictures: A set of them, looked through.
+        field: Where the spec names it.
+
+    Raises:
+        RunError: There are such pictures.
+    """
+
+
+@check_pictures.register
+def _(spec: EmbeddingTrainingSpec, pictures: Sequence[Picture], *, field: str) -> None:
+    require_word(spec, pictures, field=field)

@@ -37,6 +37,7 @@ from darkroom_trainer.hardware import BASE_DTYPES, open_accelerator
 from darkroom_trainer.items import placed
 from darkroom_trainer.latents import LatentCache
 from darkroom_trainer.metadata import BaseModelFile, hash_base_model
+from darkroom_trainer.opening import check_pictures
 from darkroom_trainer.priors import Prior, regularization_of, repeated
 from darkroom_trainer.services import Services
 from darkroom_trainer.session import Session, open_session
@@ -112,6 +113,7 @@ def _fetch_pictures(plan: RunPlan, services: Services) -> dict[str, list[Picture
         services.reporter.stage(Stage.INSPECTING, whats[field])
         mask = None if field == REGULARIZATION else plan.spec.training.mask
         found[field] = scan(directory, field=field, mask=mask, before_picture=services.stop.check)
+        check_pictures(plan.spec, found[field], field=field)
     return found
 
 

@@ -83,9 +83,11 @@ class Bench:
             )
         return Attempt(work, process)
 
-    def run_here(self, spec: dict[str, Any], *, name: str = "anna") -> tuple[int, RunResult]:
+    def run_here(
+        self, spec: dict[str, Any], *, name: str = "anna", kind: str = "LoraTraining"
+    ) -> tuple[int, RunResult]:
         """Run in this process, where torch is loaded already; return exit code and last word."""
-        work = self._work(spec, name)
+        work = self._work(spec, name, kind=kind)
         code = main(self._environment(work))
         result = decode_result((work / "termination").read_text())
         assert result

@@ -218,6 +218,7 @@ def test_a_text_encoder_is_trained_with_a_lora_but_with_a_model_only_if_asked() 
         (EMBEDDING_TRAINING, {"embedding": {}}, "spec.embedding.token: Field required"),
         (EMBEDDING_TRAINING, {"embedding": {"token": "a b"}}, "spec.embedding.token: 'a b': String should match"),
         (EMBEDDING_TRAINING, {"embedding": {"token": "a,b"}}, "spec.embedding.token: 'a,b': String should match"),
+        (EMBEDDING_TRAINING, {"embedding": {"token": "(a)"}}, "spec.embedding.token: '(a)': String should match"),
         (EMBEDDING_TRAINING, {"embedding": {"token": "sks", "numVectors": 65}}, "spec.embedding.numVectors: 65: Input"),
         (EMBEDDING_TRAINING, {"regularization": {"class": "robot"}}, "spec.regularization: Extra inputs are not"),
     ]

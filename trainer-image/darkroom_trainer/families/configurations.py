@@ -41,6 +41,8 @@ class TextEncoderFile:
     has_projection: bool = False
     skipped_layers: int = 0
     """Last layers that a file holds but that the family never uses, so that diffusers leaves them out."""
+    embedding: str = "emb_params"
+    """The tensor's name in an embedding's file: A1111 takes any, if there is but one."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +102,14 @@ SDXL: Final = Family(
     name="SDXL",
     title="SDXL",
     text_encoders=(
-        TextEncoderFile("text_encoder", "conditioner.embedders.0.transformer.", "lora_te1_"),
+        TextEncoderFile("text_encoder", "conditioner.embedders.0.transformer.", "lora_te1_", embedding="clip_l"),
         TextEncoderFile(
-            "text_encoder_2", "conditioner.embedders.1.model.", "lora_te2_", is_open_clip=True, has_projection=True
+            "text_encoder_2",
+            "conditioner.embedders.1.model.",
+            "lora_te2_",
+            is_open_clip=True,
+            has_projection=True,
+            embedding="clip_g",
         ),
     ),
     num_levels=3,

@@ -182,7 +182,8 @@ def _fill(
     expected, filled = dict(module.named_parameters()), dict[str, torch.Tensor]()
     for key, tensor in file.tensors(keys):
         for name, weight in zip(keys[key].names, keys[key].unpack(tensor), strict=True):
-            filled[name] = _fitted(weight, expected[name].shape, key=key).to(device, dtype, copy=True)
+            fitted = _fitted(weight, expected[name].shape, key=key).to(device, dtype, copy=True)
+            filled[name] = fitted.contiguous()  # a transposed one is multiplied slower, and rounded otherwise
     module.load_state_dict(filled, assign=True, strict=True)
     module.to(device)  # buffers that no file carries
     module.requires_grad_(requires_grad=False)

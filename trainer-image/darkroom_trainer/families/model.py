@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import torch
@@ -24,6 +24,8 @@ class TextEncoder:
     file: TextEncoderFile
     model: CLIPTextModel | CLIPTextModelWithProjection
     tokenizer: CLIPTokenizer
+    words: dict[str, list[int]] = field(default_factory=dict)
+    """New words that its model has vectors for, as `prompts` reads them."""
 
 
 @dataclass(frozen=True)
