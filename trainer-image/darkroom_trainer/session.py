@@ -16,13 +16,13 @@ from darkroom_api.failures import FailureReason
 from darkroom_api.lora_training import LoraTrainingSpec
 from darkroom_api.progress import EarlyStop
 from darkroom_trainer import choosing, objectives, state
-from darkroom_trainer.adapters import inject
 from darkroom_trainer.batches import Course, Item
 from darkroom_trainer.captions import present
 from darkroom_trainer.conditioning import Frame, PromptCache, encode_prompts, unet_arguments
 from darkroom_trainer.errors import RunError
 from darkroom_trainer.families.model import UNET_PART, StableDiffusion
 from darkroom_trainer.latents import LatentCache
+from darkroom_trainer.networks.adapter import inject
 from darkroom_trainer.optimizers import (
     Group,
     build_optimizer,

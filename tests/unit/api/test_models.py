@@ -55,6 +55,10 @@ def test_spec_survives_its_own_json(kind: TrainingKind, more: dict[str, Any]) ->
     ("changes", "told"),
     [
         ({"network": {"rank": 0}}, "spec.network.rank: 0: Input should be greater than or equal to 1"),
+        (
+            {"network": {"convRank": 4}},
+            "spec.network: Value error, give convRank and convAlpha together: alpha never follows rank by itself",
+        ),
         ({"dataset": {"uri": "s3://abc/d", "name": "d"}}, "spec.dataset: Value error, give either name or uri"),
         ({"dataset": {}}, "spec.dataset: Value error, give either name or uri"),
         ({"output": {"uri": "ftp://x"}}, "spec.output.uri: 'ftp://x': String should match pattern"),
