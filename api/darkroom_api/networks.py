@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -57,5 +57,18 @@ class LoRA(_Network):
     type: Literal["LoRA"] = "LoRA"
 
 
-Network = LoRA
-"""The union of all networks (one, so far)."""
+class DoRA(_Network):
+    """LoRA for the direction of each input's weights, and a trained magnitude (Liu et al. 2024, arXiv 2402.09353).
+
+    A magnitude belongs to a column of the weight, as in OneTrainer and LyCORIS' wd_on_output=False: of the two ways it
+    is the one that A1111 and ComfyUI apply as it was trained. diffusers knows only the other one.
+    """
+
+    type: Literal["DoRA"] = "DoRA"
+
+
+Network = Annotated[
+    LoRA | DoRA,
+    Field(discriminator="type", json_schema_extra={"x-darkroom-default-type": "LoRA"}),
+]
+"""The union of all networks."""

@@ -52,7 +52,7 @@ class Maker:
                 "baseModel": {"uri": "s3://abc/m"},
                 "dataset": {"uri": "s3://abc/d"},
                 "output": {"uri": "s3://abc/o"},
-                "network": network or {"rank": 4, "alpha": 2},
+                "network": network or {"type": "LoRA", "rank": 4, "alpha": 2},
                 "training": TRAINING | training,
                 "validation": validation,
             }

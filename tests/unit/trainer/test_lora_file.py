@@ -144,7 +144,7 @@ def test_the_same_training_gives_the_same_bytes(load_model: Load) -> None:
 def test_metadata(load_model: Load, tmp_path: Path, base_file: Path) -> None:
     course = arrange(scan(write_pictures(tmp_path / "set")), spec(training={"resolution": 256}).training)
     about = metadata.metadata(
-        spec(network={"rank": 4, "alpha": 2}),
+        spec(network={"type": "LoRA", "rank": 4, "alpha": 2}),
         course,
         metadata.hash_base_model(base_file),
         nature=Nature(SD15),

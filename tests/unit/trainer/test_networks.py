@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from darkroom_api.networks import LoRA, Network
+from darkroom_api.networks import DoRA, LoRA, Network
 from darkroom_trainer import sampling
 from darkroom_trainer.families.model import StableDiffusion
 from darkroom_trainer.lora_format import encode_lora
@@ -23,6 +23,7 @@ FAMILIES = ["SD15", "SD2", "SDXL"]
 NETWORKS: dict[str, Network] = {
     "LoRA": LoRA(rank=4, alpha=2),
     "LoCon": LoRA(rank=4, alpha=2, conv_rank=2, conv_alpha=1.5),
+    "DoRA": DoRA(rank=4, alpha=2, conv_rank=2, conv_alpha=1.5),
 }
 PICTURE = sampling.Picture(
     prompt="sks robot", negative_prompt="blurred", seed=7, width=96, height=64, steps=3, guidance_scale=5.0
@@ -74,6 +75,61 @@ def test_diffusers_paints_the_picture_of_the_training(
     assert np.abs(ours - before).max() > 3
 
 
+def merged(file: dict[str, torch.Tensor], layer: str, weight: torch.Tensor) -> torch.Tensor:
+    """Return a layer's weight under a file, in fp64, as ComfyUI (`comfy/weight_adapter`) and A1111 do."""
+    its = {name.removeprefix(f"{layer}."): it.double() for name, it in file.items() if name.startswith(f"{layer}.")}
+    base, dim = weight.double(), its["lora_down.weight"].shape[0]
+    change = its["lora_up.weight"].flatten(1) @ its["lora_down.weight"].flatten(1)
+    changed = base + (its["alpha"] / dim * change).reshape(weight.shape)
+    if "dora_scale" not in its:
+        return changed
+    columns = changed.transpose(0, 1).reshape(weight.shape[1], -1).norm(dim=1)
+    columns = columns.reshape(-1, *[1] * (weight.ndim - 1)).transpose(0, 1)
+    return changed * (its["dora_scale"] / columns)
+
+
+def output(layer: torch.nn.Linear | torch.nn.Conv2d, inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    bias = None if layer.bias is None else layer.bias.double()
+    if isinstance(layer, torch.nn.Linear):
+        return torch.nn.functional.linear(inputs, weight, bias)
+    return torch.nn.functional.conv2d(inputs, weight, bias, stride=layer.stride, padding=layer.padding)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_readers_merge_what_was_trained(load_model: Load, name: str, family: str) -> None:
+    """Layer by layer, for any inputs, with the weights that an FP16 file gives back."""
+    model = load_model(family=family)
+    adapter = trained(model, NETWORKS[name])
+    file = load(encode_lora(adapter.file_tensors(torch.float16), {}))
+    generator = torch.Generator().manual_seed(3)
+    with adapter.rounded(torch.float16), torch.no_grad():
+        for place in (it.place for it in adapter.layers):
+            shape = (2, place.layer.weight.shape[1], *((6, 6) if place.layer.weight.ndim == 4 else ()))
+            inputs = torch.randn(shape, generator=generator)
+            expected = output(place.layer, inputs.double(), merged(file, place.name, place.layer.weight))
+            plain = output(place.layer, inputs.double(), place.layer.weight.double())
+            error = (place.layer(inputs) - expected).abs().max() / expected.abs().max()
+            assert error < 1e-6, place.name
+            assert (plain - expected).abs().max() > 1e-2 * plain.abs().max(), place.name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_model_with_the_file_merged_paints_the_same(load_model: Load, name: str, family: str) -> None:
+    model, plain = load_model(family=family), load_model(family=family)
+    adapter = trained(model, NETWORKS[name], size=0.1)
+    file = load(encode_lora(adapter.file_tensors(torch.bfloat16), {}))
+    with adapter.rounded(torch.bfloat16):
+        ours = painted(model)
+    before = painted(plain)
+    for place in (it.place for it in adapter.layers):
+        layer = plain.parts[place.part].get_submodule(place.module)
+        layer.weight.data = merged(file, place.name, layer.weight).float()
+    assert np.abs(ours - painted(plain)).max() <= 1
+    assert np.abs(ours - before).max() > 3
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_same_training_gives_the_same_bytes(load_model: Load, name: str) -> None:
     first, second = (
@@ -103,3 +159,42 @@ def test_convolutions_have_rank_and_alpha_of_their_own(load_model: Load) -> None
     }
     assert tensors[f"{resnet}_conv1.alpha"] == 1.5
     assert tensors[f"{resnet}_time_emb_proj.alpha"] == tensors[f"{resnet}_conv_shortcut.alpha"] == 2.0
+
+
+def test_magnitudes_belong_to_inputs_and_keep_their_precision(load_model: Load) -> None:
+    model = load_model()
+    adapter = inject(NETWORKS["DoRA"], model, seed=1, train_text_encoder=True)
+    file = load(encode_lora(adapter.file_tensors(torch.bfloat16), {}))
+    scales = {name: it for name, it in file.items() if name.endswith(".dora_scale")}
+    assert len(scales) == 277 + 2 * 6
+    assert {it.dtype for it in scales.values()} == {torch.float32}
+    linear = model.unet.down_blocks[2].resnets[0].time_emb_proj.weight
+    torch.testing.assert_close(
+        scales["lora_unet_down_blocks_2_resnets_0_time_emb_proj.dora_scale"],
+        linear.square().sum(0, keepdim=True).sqrt(),
+    )
+    convolution = model.unet.down_blocks[2].resnets[0].conv1.weight
+    scale = scales["lora_unet_down_blocks_2_resnets_0_conv1.dora_scale"]
+    assert scale.shape == (1, 32, 1, 1)
+    torch.testing.assert_close(scale.flatten(), convolution.square().sum((0, 2, 3)).sqrt())
+
+
+def test_weight_decay_leads_back_to_the_base_model(load_model: Load) -> None:
+    """Of magnitudes too, though others decay them to 0 and the layer with them."""
+    model = load_model()
+    before = painted(model)
+    weights = trained(model, NETWORKS["DoRA"]).named_parameters().values()
+    assert not np.array_equal(before, painted(model))
+    for weight in weights:
+        weight.grad = torch.zeros_like(weight)
+    torch.optim.AdamW(weights, lr=1.0, weight_decay=1.0).step()
+    assert np.array_equal(before, painted(model))
+
+
+def test_an_input_without_weights_is_no_division_by_zero(load_model: Load) -> None:
+    model = load_model()
+    layer = model.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1.to_q
+    layer.weight.data[:, 3] = 0
+    before = painted(model)
+    inject(DoRA(), model, seed=1, train_text_encoder=False)
+    assert np.array_equal(before, painted(model))

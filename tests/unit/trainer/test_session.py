@@ -264,7 +264,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_pictures(make: Maker) -
 def test_a_gradient_that_is_not_finite_ends_the_run_before_it_moves_a_weight(make: Maker) -> None:
     """A finite loss may have one: at this rate the second step's loss is finite and its gradient is not."""
     session = make(
-        network={"rank": 1, "alpha": 4096},
+        network={"type": "LoRA", "rank": 1, "alpha": 4096},
         optimizer={"type": "AdamW", "learningRate": 10},
         schedule={"type": "Constant"},
     )

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import json
 from functools import singledispatch
+from typing import Final
 
-from darkroom_api.networks import LoRA, Network
+from darkroom_api.networks import DoRA, LoRA, Network
+
+_LYCORIS: Final = "lycoris.kohya"
 
 
 def about_network(network: Network) -> dict[str, object]:
@@ -16,6 +19,8 @@ def about_network(network: Network) -> dict[str, object]:
     module, arguments = implementation(network)
     if network.conv_rank is not None:
         arguments |= {"conv_dim": str(network.conv_rank), "conv_alpha": str(network.conv_alpha)}
+    elif module == _LYCORIS:
+        arguments["preset"] = "attn-mlp"  # its own default takes convolutions too
     return {
         "ss_network_module": module,
         "ss_network_dim": network.rank,
@@ -33,3 +38,8 @@ def implementation(network: object) -> tuple[str, dict[str, str]]:
 @implementation.register
 def _(network: LoRA) -> tuple[str, dict[str, str]]:
     return "networks.lora", {}
+
+
+@implementation.register
+def _(network: DoRA) -> tuple[str, dict[str, str]]:
+    return _LYCORIS, {"algo": "lora", "dora_wd": "True", "wd_on_output": "False"}

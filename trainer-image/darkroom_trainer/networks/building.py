@@ -6,8 +6,9 @@ from functools import singledispatch
 
 import torch
 
-from darkroom_api.networks import LoRA, Network
+from darkroom_api.networks import DoRA, LoRA, Network
 from darkroom_trainer.networks.adapted import Adapted
+from darkroom_trainer.networks.dora import Decomposed, first_magnitude
 from darkroom_trainer.networks.lora import LowRank, first_factors
 from darkroom_trainer.networks.places import Place
 
@@ -22,6 +23,13 @@ def build(network: object, place: Place, generator: torch.Generator) -> Adapted:
 def _(network: LoRA, place: Place, generator: torch.Generator) -> Adapted:
     rank, alpha = strength(network, place)
     return LowRank(place, first_factors(place, rank, generator), rank=rank, alpha=alpha)
+
+
+@build.register
+def _(network: DoRA, place: Place, generator: torch.Generator) -> Adapted:
+    rank, alpha = strength(network, place)
+    weights = first_factors(place, rank, generator) | first_magnitude(place)
+    return Decomposed(place, weights, rank=rank, alpha=alpha)
 
 
 def strength(network: Network, place: Place) -> tuple[int, float]:
