@@ -44,7 +44,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
                 "baseModel": {"uri": "s3://abc/m"},
                 "dataset": {"uri": "s3://abc/d"},
                 "output": {"uri": "s3://abc/o"},
-                "network": {"rank": 4, "alpha": 4},
+                "network": {"type": "LoRA", "rank": 4, "alpha": 4},
                 "training": {
                     "epochs": 4,
                     "batchSize": 2,

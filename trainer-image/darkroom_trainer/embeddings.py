@@ -96,5 +96,5 @@ def _first_rows(embedding: Embedding, encoder: TextEncoder, table: torch.Tensor,
     if ids := encoder.tokenizer(embedding.initializer, add_special_tokens=False, verbose=False).input_ids:
         return table[[ids[index % len(ids)] for index in range(count)]].float()
     noise = torch.randn((count, table.shape[1]), generator=noise_source(seed, "embedding", encoder.file.part))
-    usual = table.cpu().float().norm(dim=1).median()
-    return noise * (usual / noise.norm(dim=1, keepdim=True))
+    usual = torch.linalg.vector_norm(table.cpu().float(), dim=1).median()
+    return noise * (usual / torch.linalg.vector_norm(noise, dim=1, keepdim=True))

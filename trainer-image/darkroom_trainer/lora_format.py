@@ -25,10 +25,10 @@ def encode_lora(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
     return encode(tensors, {**metadata, **hashes})
 
 
-def alpha_tensor(alpha: float, dtype: torch.dtype) -> torch.Tensor:
-    """Return alpha as files keep it: in their number format where that holds it exactly, else in fp32.
+def exactly(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return a copy in host memory as files keep what must not be rounded: in their number format only where that fits.
 
     A rounded alpha would scale the whole LoRA.
     """
-    exact = torch.tensor(alpha)
-    return exact.to(dtype) if exact.to(dtype) == exact else exact
+    copy = tensor.detach().to("cpu", copy=True).contiguous()
+    return copy.to(dtype) if torch.equal(copy.to(dtype).to(copy.dtype), copy) else copy

@@ -26,6 +26,7 @@ from darkroom_api.training import TrainingSpec
 from darkroom_trainer.batches import Course
 from darkroom_trainer.captions import lines_shown, split_tags
 from darkroom_trainer.families.model import Nature
+from darkroom_trainer.networks.about import about_network
 from darkroom_trainer.optimizers import text_encoder_learning_rate
 from darkroom_trainer.schedules import warmup_steps
 
@@ -92,12 +93,7 @@ def about_kind(spec: object) -> dict[str, object]:
 
 @about_kind.register
 def _(spec: LoraTrainingSpec) -> dict[str, object]:
-    return {
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": spec.network.rank,
-        "ss_network_alpha": spec.network.alpha,
-        "ss_network_args": "{}",
-    }
+    return about_network(spec.network)
 
 
 @about_kind.register

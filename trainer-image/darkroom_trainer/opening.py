@@ -8,10 +8,10 @@ from functools import singledispatch
 from darkroom_api.embedding_training import EmbeddingTrainingSpec
 from darkroom_api.lora_training import LoraTrainingSpec
 from darkroom_api.model_training import ModelTrainingSpec
-from darkroom_trainer.adapters import inject
 from darkroom_trainer.dataset import Picture
 from darkroom_trainer.embeddings import insert
 from darkroom_trainer.families.model import UNET_PART, StableDiffusion
+from darkroom_trainer.networks.adapter import inject
 from darkroom_trainer.optimizers import text_encoder_learning_rate
 from darkroom_trainer.trainees import Trainee
 from darkroom_trainer.whole_model import unfreeze

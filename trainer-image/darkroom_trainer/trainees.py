@@ -1,6 +1,6 @@
 """What a run trains: an adapter, the model itself, or an embedding. Session, state and results know no more of it.
 
-Neighbours: `adapters` has the networks of a LoraTraining.
+Neighbours: `networks.adapter` is that of a LoraTraining.
 """
 
 from __future__ import annotations

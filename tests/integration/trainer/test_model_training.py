@@ -1,4 +1,4 @@
-"""Whole runs that train a model: class pictures painted by the run, checkpoints that keep every key, stops and kills."""
+"""Whole runs that train a model: class pictures painted by the run, checkpoints that keep every key, stops, kills."""
 
 from __future__ import annotations
 

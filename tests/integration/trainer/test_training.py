@@ -137,7 +137,7 @@ def test_a_run_that_is_killed_and_stopped_ends_as_the_undisturbed_one(
 def test_epochs_before_a_failure_are_durable_at_its_end(disturbed: Bench, proxy: S3Proxy) -> None:
     """At this rate the second step's gradient is not finite, while the first epoch's checkpoint still travels."""
     spec = disturbed.spec(
-        network={"rank": 1, "alpha": 4096},
+        network={"type": "LoRA", "rank": 1, "alpha": 4096},
         training=disturbed.spec()["training"]
         | {"batchSize": 16, "resolution": 64, "buckets": {"enabled": False}}
         | {"optimizer": {"type": "AdamW", "learningRate": 10}, "schedule": {"type": "Constant"}},

@@ -20,7 +20,7 @@ from tests.integration.conftest import Store
 
 RUN = "0123456789"
 SPEC: dict[str, Any] = {
-    "network": {"rank": 4, "alpha": 2},
+    "network": {"type": "LoRA", "rank": 4, "alpha": 2},
     "training": {
         "epochs": 2,
         "batchSize": 2,

@@ -54,7 +54,14 @@ def test_spec_survives_its_own_json(kind: TrainingKind, more: dict[str, Any]) ->
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"network": {"rank": 0}}, "spec.network.rank: 0: Input should be greater than or equal to 1"),
+        (
+            {"network": {"type": "LoRA", "rank": 0}},
+            "spec.network.LoRA.rank: 0: Input should be greater than or equal to 1",
+        ),
+        (
+            {"network": {"type": "DoRA", "convRank": 4}},
+            "spec.network.DoRA: Value error, give convRank and convAlpha together: alpha never follows rank by itself",
+        ),
         ({"dataset": {"uri": "s3://abc/d", "name": "d"}}, "spec.dataset: Value error, give either name or uri"),
         ({"dataset": {}}, "spec.dataset: Value error, give either name or uri"),
         ({"output": {"uri": "ftp://x"}}, "spec.output.uri: 'ftp://x': String should match pattern"),
@@ -273,7 +280,9 @@ def test_the_class_of_a_regularization_is_named_class_in_yaml() -> None:
 
 
 def test_all_problems_are_told_at_once() -> None:
-    assert len(refusal(network={"rank": 0}, output={"uri": "nowhere"}, suspend="maybe").splitlines()) == 3
+    assert (
+        len(refusal(network={"type": "LoRA", "rank": 0}, output={"uri": "nowhere"}, suspend="maybe").splitlines()) == 3
+    )
 
 
 def test_s3_uri_is_taken_apart() -> None:

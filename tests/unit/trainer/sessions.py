@@ -29,7 +29,7 @@ TRAINING: dict[str, Any] = {
     "captions": {"shuffle": True, "keepTokens": 1, "dropout": 0.2},
 }
 OWN_FIELDS: dict[str, dict[str, Any]] = {
-    "LoraTraining": {"network": {"rank": 4, "alpha": 2}},
+    "LoraTraining": {"network": {"type": "LoRA", "rank": 4, "alpha": 2}},
     "ModelTraining": {},
     "EmbeddingTraining": {"embedding": {"token": "sks", "numVectors": 2}},
 }

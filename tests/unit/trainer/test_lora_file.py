@@ -18,13 +18,14 @@ from darkroom_api.failures import FailureReason
 from darkroom_api.lora_training import LoraTrainingSpec
 from darkroom_api.networks import LoRA
 from darkroom_trainer import lora_format, metadata, sampling
-from darkroom_trainer.adapters import Adapter, inject
 from darkroom_trainer.batches import arrange
 from darkroom_trainer.dataset import scan
 from darkroom_trainer.errors import RunError
 from darkroom_trainer.families.configurations import SD15
 from darkroom_trainer.families.model import Nature, StableDiffusion
+from darkroom_trainer.networks.adapter import Adapter, inject
 from darkroom_trainer.number_formats import DTYPES
+from tests.builders import networks
 from tests.builders.pictures import write_pictures
 from tests.e2e.painting import pipeline
 
@@ -34,13 +35,8 @@ PICTURE = sampling.Picture(
 )
 
 
-def trained(model: StableDiffusion, *, rank: int = 4, alpha: float = 2, text_encoder: bool = True) -> Adapter:
-    """Inject an adapter and give it weights that change what is painted, as training would."""
-    adapter = inject(LoRA(rank=rank, alpha=alpha), model, seed=1, train_text_encoder=text_encoder)
-    generator = torch.Generator().manual_seed(5)
-    for pair in adapter.pairs:
-        pair.up.data = torch.randn(pair.up.shape, generator=generator) * 0.3
-    return adapter
+def trained(model: StableDiffusion, *, alpha: float = 2, text_encoder: bool = True) -> Adapter:
+    return networks.trained(model, LoRA(rank=4, alpha=alpha), text_encoder=text_encoder)
 
 
 def encoded(adapter: Adapter, metadata: dict[str, str]) -> bytes:
@@ -125,7 +121,7 @@ def test_alpha_is_exact(load_model: Load, alpha: float, dtype: torch.dtype) -> N
 @pytest.mark.parametrize(("precision", "fits"), [("FP32", True), ("BF16", True), ("FP16", False)])
 def test_weights_too_large_for_the_files_format_are_refused(load_model: Load, precision: str, fits: bool) -> None:
     adapter = trained(load_model())
-    adapter.pairs[-1].up.data[0, 0] = 70_000.0
+    adapter.layers[-1].weights["up"].data[0, 0] = 70_000.0
     if fits:
         assert adapter.file_tensors(DTYPES[precision])
         return
@@ -148,7 +144,7 @@ def test_the_same_training_gives_the_same_bytes(load_model: Load) -> None:
 def test_metadata(load_model: Load, tmp_path: Path, base_file: Path) -> None:
     course = arrange(scan(write_pictures(tmp_path / "set")), spec(training={"resolution": 256}).training)
     about = metadata.metadata(
-        spec(network={"rank": 4, "alpha": 2}),
+        spec(network={"type": "LoRA", "rank": 4, "alpha": 2}),
         course,
         metadata.hash_base_model(base_file),
         nature=Nature(SD15),

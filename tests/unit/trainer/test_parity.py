@@ -12,9 +12,10 @@ from darkroom_api.objectives import Loss
 from darkroom_api.optimizers import Optimizer
 from darkroom_api.rates import EmbeddingOptimizer, LoraOptimizer, ModelOptimizer
 from darkroom_api.schedules import Schedule
-from darkroom_trainer.adapters import inject
 from darkroom_trainer.masking import SOURCES
 from darkroom_trainer.metadata import LOSS_NAMES
+from darkroom_trainer.networks.about import implementation
+from darkroom_trainer.networks.building import build
 from darkroom_trainer.objectives import count_errors
 from darkroom_trainer.optimizers import build_optimizer
 from darkroom_trainer.schedules import schedule_factor
@@ -30,8 +31,14 @@ def members(union: Any) -> set[type]:
 
 @pytest.mark.parametrize(
     ("union", "registry"),
-    [(Optimizer, build_optimizer), (Schedule, schedule_factor), (Network, inject), (Loss, count_errors)],
-    ids=["optimizer", "schedule", "network", "loss"],
+    [
+        (Optimizer, build_optimizer),
+        (Schedule, schedule_factor),
+        (Network, build),
+        (Network, implementation),
+        (Loss, count_errors),
+    ],
+    ids=["optimizer", "schedule", "network", "network's metadata", "loss"],
 )
 def test_every_member_of_a_union_is_implemented(union: Any, registry: Any) -> None:
     assert set(registry.registry) - {object} == members(union)

@@ -294,7 +294,7 @@ def test_half_precision_keeps_the_adapter_in_fp32(make: Maker) -> None:
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_pictures(make: Maker) -> None:
     session = make()
-    session.trainee.pairs[0].up.data.fill_(float("nan"))
+    session.trainee.layers[0].weights["up"].data.fill_(float("nan"))
     with pytest.raises(RunError, match=r"loss of step 1 in epoch 1 is nan; its pictures: 2_sks robot/") as caught:
         session.step()
     assert caught.value.reason is FailureReason.LOSS_NOT_FINITE
@@ -303,7 +303,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_pictures(make: Maker) -
 def test_a_gradient_that_is_not_finite_ends_the_run_before_it_moves_a_weight(make: Maker) -> None:
     """A finite loss may have one: at this rate the second step's loss is finite and its gradient is not."""
     session = make(
-        network={"rank": 1, "alpha": 4096},
+        network={"type": "LoRA", "rank": 1, "alpha": 4096},
         optimizer={"type": "AdamW", "learningRate": 10},
         schedule={"type": "Constant"},
     )

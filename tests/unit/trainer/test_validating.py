@@ -289,7 +289,7 @@ def test_it_may_be_given_up_before_each_batch(make: Maker) -> None:
 
 def test_a_loss_that_is_not_finite_names_the_pictures(make: Maker) -> None:
     session = make(validation=HELD_OUT)
-    session.trainee.pairs[0].up.data.fill_(float("nan"))
+    session.trainee.layers[0].weights["up"].data.fill_(float("nan"))
     with pytest.raises(RunError, match="validation loss of epoch 0 is nan; its pictures: 2_sks robot/"):
         measure(session)
 

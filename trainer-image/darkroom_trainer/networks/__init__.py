@@ -1,0 +1,1 @@
+"""The networks of a LoraTraining. `adapter` puts one into a model, `building` knows them all; each has its module."""

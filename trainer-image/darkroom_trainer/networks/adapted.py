@@ -1,0 +1,78 @@
+"""A layer of the base model with trained weights beside it: what all networks share.
+
+Weights are added by hooks, so the model keeps its modules and their names. They are fp32 whatever the base is, under
+autocast too. Neighbours: one module for each network; `adapter` holds a model's layers together.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch.nn import functional
+
+from darkroom_trainer.networks.places import Place
+
+
+class Adapted(ABC):
+    """The trained weights at one layer and what they add to its output."""
+
+    SUFFIXES: ClassVar[Mapping[str, str]]
+    """What each of the weights is called in a file, after the layer's name."""
+
+    def __init__(self, place: Place, weights: Mapping[str, torch.Tensor], *, rank: int, alpha: float) -> None:
+        self.place = place
+        self.alpha = alpha
+        self.scale = alpha / rank
+        device = place.layer.weight.device
+        self.weights = {name: torch.nn.Parameter(it.to(device, torch.float32)) for name, it in weights.items()}
+
+    def attach(self) -> None:
+        """Let the layer's output change with the weights from now on."""
+        self.place.layer.register_forward_hook(self._add)
+
+    @abstractmethod
+    def added(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return what is added to the layer's output for these inputs."""
+
+    def exact(self) -> dict[str, torch.Tensor]:
+        """Return what a file keeps beside the weights, in whatever number format holds it exactly, by suffix."""
+        return {"alpha": torch.tensor(self.alpha)}
+
+    def named(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Yield the weights under names that are unique in the adapter."""
+        for name, parameter in self.weights.items():
+            yield f"{self.place.part}.{self.place.module}.{name}", parameter
+
+    def in_file(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Yield the weights that a file keeps in its own number format, under their names there."""
+        for name, suffix in self.SUFFIXES.items():
+            yield f"{self.place.name}.{suffix}", self.weights[name]
+
+    def _add(self, _layer: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        inputs = args[0]
+        if not torch.is_autocast_enabled(inputs.device.type):
+            inputs = inputs.to(torch.float32)
+        return (output + self.added(inputs)).to(output.dtype)
+
+
+def low_rank(
+    layer: torch.nn.Linear | torch.nn.Conv2d, inputs: torch.Tensor, *, down: torch.Tensor, up: torch.Tensor
+) -> torch.Tensor:
+    """Return `up` of `down` of inputs; in a convolution `down` does what the layer does, and `up` is pointwise."""
+    if isinstance(layer, torch.nn.Linear):
+        return functional.linear(functional.linear(inputs, down), up)
+    return functional.conv2d(convolve(layer, inputs, down), up)
+
+
+def convolve(layer: torch.nn.Conv2d, inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Convolve inputs by another weight as a layer does by its own."""
+    return functional.conv2d(inputs, weight, stride=layer.stride, padding=layer.padding, dilation=layer.dilation)
+
+
+def drawn(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Draw a weight as torch does for any linear layer (He et al. 2015, arXiv 1502.01852), and so kohya for `down`."""
+    return torch.nn.init.kaiming_uniform_(torch.empty(shape), a=math.sqrt(5), generator=generator)
