@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
 from darkroom_api.augmentation import Augmentation
 from darkroom_api.base import Model
@@ -16,6 +16,7 @@ from darkroom_api.optimizers import AdamW, Optimizer
 from darkroom_api.schedules import Constant, Schedule
 from darkroom_api.storage import DNS_NAME, S3Uri, Storage
 from darkroom_api.text_encoding import TextEncoding
+from darkroom_api.trackers import EACH_TYPE_ONCE, Tracker, each_type_once
 from darkroom_api.validation import Validation
 
 Prompt = Annotated[str, Field(max_length=2000)]
@@ -246,6 +247,17 @@ class TrainingSpec(Model):
         default=None,
         description="Measures each epoch on pictures that are not trained on, and so chooses the best. Default: off, "
         "since it holds back pictures, which a small dataset may need, or asks for others.",
+    )
+    trackers: Annotated[list[Tracker], AfterValidator(each_type_once)] = Field(
+        default_factory=list,
+        max_length=2,
+        description="Experiment trackers that the run reports to as well, each type once. One that does not answer "
+        "neither stops nor slows the run. TensorBoard's files lie in the store in any case, below events/.",
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {"rule": "self.all(one, self.exists_one(other, other.type == one.type))", "message": EACH_TYPE_ONCE}
+            ]
+        },
     )
     output: Output = Field(description="Where results go.")
     storage: Storage = Field(default_factory=Storage, description="The store that every s3:// address means.")

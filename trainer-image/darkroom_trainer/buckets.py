@@ -56,13 +56,18 @@ def place(size: Size, *, resolution: int, buckets: Buckets) -> Placement:
 def bucket_sizes(resolution: int, minimum: int, maximum: int, step: int) -> tuple[Size, ...]:
     """Return all buckets of at most resolution² pixels whose sides are multiples of the step, sorted."""
     area = resolution * resolution
-    minimum, maximum = minimum // step * step, -(-maximum // step) * step
+    minimum, maximum = rounded_limits(minimum, maximum, step)
     square = resolution // step * step
     sizes = {(square, square)}
     for width in range(minimum, maximum + 1, step):
         if width and (height := min(maximum, area // width // step * step)) >= minimum and height:
             sizes |= {(width, height), (height, width)}
     return tuple(sorted(sizes))
+
+
+def rounded_limits(minimum: int, maximum: int, step: int) -> tuple[int, int]:
+    """Return the sides that a bucket may have as multiples of the step: rounded down, and up."""
+    return minimum // step * step, -(-maximum // step) * step
 
 
 def _nearest(size: Size, sizes: Sequence[Size]) -> Size:

@@ -8,8 +8,15 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Final, TextIO
 
-_SECRETS: Final = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN")
-_TALKATIVE: Final = ("botocore", "boto3", "s3transfer", "urllib3", "PIL", "diffusers", "transformers")
+_SECRETS: Final = (
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "HF_TOKEN",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "WANDB_API_KEY",
+)
+_TALKATIVE: Final = ("botocore", "boto3", "s3transfer", "urllib3", "PIL", "diffusers", "transformers", "wandb")
 
 
 def secrets_of(environ: Mapping[str, str]) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -22,9 +23,11 @@ from darkroom_api.model_training import ModelTrainingSpec
 from darkroom_api.objectives import L2, Objective
 from darkroom_api.optimizers import Optimizer, TrainsTextEncoder
 from darkroom_api.schedules import Schedule
-from darkroom_api.training import TrainingSpec
+from darkroom_api.training import Buckets, TrainingSpec
 from darkroom_trainer.batches import Course
+from darkroom_trainer.buckets import rounded_limits
 from darkroom_trainer.captions import lines_shown, split_tags
+from darkroom_trainer.dataset import Picture
 from darkroom_trainer.families.model import Nature
 from darkroom_trainer.networks.about import about_network
 from darkroom_trainer.optimizers import text_encoder_learning_rate
@@ -207,8 +210,7 @@ def _objective(objective: Objective) -> dict[str, object]:
 
 
 def _dataset(spec: TrainingSpec, course: Course) -> dict[str, object]:
-    training, folders = spec.training, sorted({picture.folder for picture in course.pictures})
-    by_folder = {folder: [it for it in course.pictures if it.folder == folder] for folder in folders}
+    training = spec.training
     return {
         "ss_num_train_images": sum(picture.repeats for picture in course.pictures),
         **({"ss_num_validation_images": len(course.validation)} if course.validation else {}),
@@ -217,10 +219,7 @@ def _dataset(spec: TrainingSpec, course: Course) -> dict[str, object]:
         "ss_batch_size_per_device": training.batch_size,
         "ss_total_batch_size": training.batch_size * training.gradient_accumulation,
         "ss_resolution": f"({training.resolution}, {training.resolution})",
-        "ss_enable_bucket": str(training.buckets.enabled),
-        "ss_bucket_no_upscale": str(not training.buckets.upscale),
-        "ss_min_bucket_reso": training.buckets.minimum,
-        "ss_max_bucket_reso": training.buckets.maximum,
+        **_buckets(training.buckets),
         "ss_color_aug": str(training.augmentation.color),
         "ss_flip_aug": str(training.augmentation.flip),
         "ss_random_crop": str(training.augmentation.random_crop),
@@ -229,22 +228,52 @@ def _dataset(spec: TrainingSpec, course: Course) -> dict[str, object]:
         "ss_caption_dropout_rate": training.captions.dropout,
         "ss_caption_dropout_every_n_epochs": training.captions.dropout_every_epochs,
         "ss_caption_tag_dropout_rate": training.captions.tag_dropout,
-        "ss_dataset_dirs": {
-            folder: {"n_repeats": found[0].repeats, "img_count": len(found)} for folder, found in by_folder.items()
-        },
-        "ss_bucket_info": {
-            "buckets": {
-                str(index): {"resolution": list(size), "count": len(items)}
-                for index, (size, items) in enumerate(course.buckets.items())
-            }
-        },
+        "ss_dataset_dirs": _directories(course.pictures),
+        "ss_reg_dataset_dirs": _directories([it.picture for it in dict.fromkeys(course.prior.items)])
+        if course.prior
+        else {},
+        "ss_bucket_info": _bucket_info(course) if training.buckets.enabled else "null",
         "ss_tag_frequency": {
             folder: count_tags([line for it in found for line in lines_shown(it.caption, training.captions)])
-            for folder, found in by_folder.items()
+            for folder, found in _by_folder(course.pictures).items()
         },
     }
 
 
+def _buckets(buckets: Buckets) -> dict[str, object]:
+    shortest, longest = rounded_limits(buckets.minimum, buckets.maximum, buckets.step)
+    return {
+        "ss_enable_bucket": str(buckets.enabled),
+        "ss_bucket_no_upscale": str(buckets.enabled and not buckets.upscale),
+        "ss_min_bucket_reso": shortest if buckets.enabled else "None",
+        "ss_max_bucket_reso": longest if buckets.enabled else "None",
+    }
+
+
+def _bucket_info(course: Course) -> dict[str, object]:
+    shapes = [(item.placement.bucket, item.picture.size) for item in course.items]
+    errors = [abs(bucket[0] / bucket[1] - size[0] / size[1]) for bucket, size in shapes]
+    buckets = {
+        str(index): {"resolution": list(size), "count": len(items)}
+        for index, (size, items) in enumerate(course.buckets.items())
+    }
+    return {"buckets": buckets, "mean_img_ar_error": math.fsum(errors) / len(errors)}
+
+
+def _by_folder(pictures: Sequence[Picture]) -> dict[str, list[Picture]]:
+    folders: dict[str, list[Picture]] = {folder: [] for folder in sorted({it.folder for it in pictures})}
+    for picture in pictures:
+        folders[picture.folder].append(picture)
+    return folders
+
+
+def _directories(pictures: Sequence[Picture]) -> dict[str, object]:
+    return {
+        folder: {"n_repeats": found[0].repeats, "img_count": len(found)}
+        for folder, found in _by_folder(pictures).items()
+    }
+
+
 def count_tags(captions: Sequence[str]) -> dict[str, int]:
-    """Count the tags of captions, the commonest first; A1111 shows them as chips."""
-    return dict(Counter(tag for caption in captions for tag in split_tags(caption)).most_common())
+    """Count the tags of captions in small letters, the commonest first; A1111 shows them as chips."""
+    return dict(Counter(tag.lower() for caption in captions for tag in split_tags(caption)).most_common())

@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -37,9 +37,12 @@ from darkroom_trainer.services import Services
 from darkroom_trainer.serving import serve
 from darkroom_trainer.stopping import StopSignal
 from darkroom_trainer.store import Store
+from darkroom_trainer.tracking.opening import Tracking, open_tracking
 
 LOG: Final = logging.getLogger(__name__)
 _LOOK_SECONDS: Final = 0.1
+_TRACKER_SECONDS: Final = 10.0
+"""For trackers to take what is left, when all else is done; a node that is drained does not wait much longer."""
 MAXIMUM_PLAN_BYTES: Final = 2**20
 """What a ConfigMap can hold."""
 
@@ -74,6 +77,7 @@ class Attempt:
 
     run: str = ""
     reporter: Reporter | None = None
+    tracking: Tracking = field(default_factory=Tracking)
 
 
 def read_plan(path: Path) -> RunPlan:
@@ -118,8 +122,8 @@ def keep_plan(store: Store, plan: RunPlan) -> None:
 
 def _differences(earlier: RunPlan, later: RunPlan) -> list[str]:
     one, other = (plan.spec.model_dump(by_alias=True, mode="json") for plan in (earlier, later))
-    # Where a run's pods are placed and which key opens the store does not change what is trained.
-    harmless = {"compute", "storage"}
+    # Where a run's pods are placed, which key opens the store and who is told does not change what is trained.
+    harmless = {"compute", "storage", "trackers"}
     return [field for field in one if field not in harmless and one[field] != other.get(field)]
 
 
@@ -151,6 +155,8 @@ def run(attempt: Attempt, environ: Mapping[str, str], stop: StopSignal) -> None:
     attempt.run = _run_of(here.plan)
     plan = read_plan(here.plan)
     reporter = attempt.reporter = Reporter(plan.run, here.pod)
+    attempt.tracking = open_tracking(plan, environ, here.work / "trackers")
+    reporter.follow(attempt.tracking.measured)
     LOG.info("Run %s of %s/%s in pod %s", plan.run, plan.namespace, plan.name, here.pod)
     for folder in (here.work, environ.get("HOME"), environ.get("TMPDIR")):
         if folder:
@@ -205,4 +211,5 @@ def main(environ: Mapping[str, str], stop: StopSignal) -> int:
     end = ending.judge(error, run=attempt.run, reporter=attempt.reporter, secrets=logs.secrets_of(environ))
     ending.announce(end, error)
     ending.leave_message(end.result, Path(environ.get("DARKROOM_TERMINATION_LOG", TERMINATION_MESSAGE_PATH)))
+    attempt.tracking.close(end.result.outcome, patience=_TRACKER_SECONDS)
     return end.code

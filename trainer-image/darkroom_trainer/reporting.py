@@ -29,6 +29,10 @@ _EPOCH_END: Final = frozenset({Stage.VALIDATING, Stage.SAMPLING})
 """What an epoch's end consists of, and comes before training as well."""
 
 
+Follower = Callable[[int, Mapping[str, float]], None]
+"""Takes optimizer steps done and what was measured after the last of them."""
+
+
 @dataclass(frozen=True)
 class Counters:
     """What only the metrics tell."""
@@ -68,6 +72,11 @@ class Reporter:
         self._bytes = {"up": 0, "down": 0}
         self._storage_failures = self._waiting = 0
         self._durable: dict[str, float] = {}
+        self._followers: list[Follower] = []
+
+    def follow(self, follower: Follower) -> None:
+        """Have every measurement told to somebody else as well; it is called in the training's thread."""
+        self._followers.append(follower)
 
     def stage(self, stage: Stage, message: str = "") -> None:
         """Say what the pod is doing now; the log gets a line when that changes."""
@@ -135,13 +144,16 @@ class Reporter:
             self._estimate()
             self._touch()
             self._line()
+        self._tell(step, {"loss": loss, "learning_rate": learning_rate, "epoch": epoch})
 
     def validated(self, epoch: int, loss: float) -> None:
         """Tell an epoch's validation loss; 0 is before training."""
         with self._lock:
             self._validations[epoch] = loss
+            step = self._step
             self._touch()
         LOG.info("epoch %d, validation loss %.6f", epoch, loss)
+        self._tell(step, {"validation_loss": loss})
 
     def stopped_early(self, stop: EarlyStop) -> None:
         """Tell that the run ends with the epoch at hand: from now on its steps are all that were ever to be done."""
@@ -263,6 +275,10 @@ class Reporter:
                 checkpoint_age=ages.get("checkpoint"),
                 state_age=ages.get("state"),
             )
+
+    def _tell(self, step: int, values: Mapping[str, float]) -> None:
+        for follower in self._followers:
+            follower(step, values)
 
     def _touch(self) -> None:
         self._updated = self._now()

@@ -1,9 +1,10 @@
-"""Builds the training pod: non-root, read-only root, no token, no more than the plan and the store's credentials."""
+"""Builds the training pod: non-root, read-only root, no token, no more than the plan and the run's own credentials."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Final
 
 from darkroom_api.compute import Compute
@@ -16,6 +17,7 @@ from darkroom_api.names import (
     WORK_DIRECTORY,
 )
 from darkroom_api.storage import Storage
+from darkroom_api.trackers import Tracker
 from darkroom_api.training import TrainingSpec
 from darkroom_operator.config import Config
 from darkroom_operator.decide.children import run_labels
@@ -85,7 +87,7 @@ def _container(spec: TrainingSpec, config: Config) -> Object:
         "name": TRAINER_CONTAINER,
         "image": config.trainer_image,
         "imagePullPolicy": config.trainer_image_pull_policy,
-        "env": _environment(spec.storage, spec.compute),
+        "env": [*_environment(spec.storage, spec.compute), *_tracker_keys(spec.trackers)],
         "ports": [{"name": "progress", "containerPort": PROGRESS_PORT, "protocol": "TCP"}],
         "resources": _resources(spec.compute),
         "volumeMounts": mounts,
@@ -119,6 +121,15 @@ def _environment(storage: Storage, compute: Compute) -> list[Object]:
         secret = storage.credentials.secret_name
         environment += [_secret(secret, key, optional=optional) for key, optional in _CREDENTIALS]
     return environment
+
+
+def _tracker_keys(trackers: Sequence[Tracker]) -> list[Object]:
+    return [
+        _secret(tracker.credentials.secret_name, key, optional=optional)
+        for tracker in trackers
+        if tracker.credentials
+        for key, optional in tracker.keys
+    ]
 
 
 def _secret(name: str, key: str, *, optional: bool) -> Object:

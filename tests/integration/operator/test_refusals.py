@@ -57,10 +57,20 @@ EVERY_KIND = pytest.mark.parametrize("kind", TRAININGS, ids=lambda kind: kind.na
         ({"validation": {"images": 1, "dataset": {"uri": "s3://studio/v"}}}, ["spec.validation", "not both"]),
         ({"validation": {"images": 0}}, ["spec.validation.images", "0", "greater than or equal to 1"]),
         ({"validation": {"images": 1, "earlyStopping": {}}}, ["spec.validation.earlyStopping.patience", "Required"]),
+        ({"trackers": [{"type": "WandB"}]}, ["spec.trackers[0]", "type WandB needs credentials"]),
+        (
+            {"trackers": [{"type": "MLflow", "trackingURI": "http://m", "project": "p"}]},
+            ["spec.trackers[0].project", "project is only for type WandB; type is MLflow"],
+        ),
+        (
+            {"trackers": [{"type": "MLflow", "trackingURI": "http://a"}, {"type": "MLflow", "trackingURI": "http://b"}]},
+            ["spec.trackers", "each type of tracker may be given once"],
+        ),
         ({"backoffLimit": -1}, ["spec.backoffLimit", "-1", "greater than or equal to 0"]),
     ],
     ids=["rank", "unknown", "foreign", "both", "neither", "uri", "step", "seeds", "owner", "two rates", "low rate",
-         "free", "warm-up", "weights", "separators", "judges", "doubled", "none", "patience", "backoff"],
+         "free", "warm-up", "weights", "separators", "judges", "doubled", "none", "patience", "no key", "tracker",
+         "twice", "backoff"],
 )  # fmt: skip
 def test_a_wrong_spec_is_refused_with_path_given_and_allowed(
     cluster: Cluster, spec: dict[str, Any], words: list[str]
@@ -145,6 +155,15 @@ def test_what_does_not_belong_to_a_kind_is_refused(
                 "checkpoints": {"format": "Ckpt", "precision": "FP32"},
                 "training": {"optimizer": {"type": "Prodigy", "textEncoderLearningRate": 1}},
                 "regularization": {"class": "photo of a robot"},
+            },
+        ),
+        (
+            LORA_TRAINING,
+            {
+                "trackers": [
+                    {"type": "MLflow", "trackingURI": "https://mlflow.example.com", "experiment": "robots"},
+                    {"type": "WandB", "entity": "us", "credentials": {"secretName": "wandb"}},
+                ]
             },
         ),
         (LORA_TRAINING, {"regularization": {"uri": "s3://studio/robots", "priorWeight": 0.5}}),

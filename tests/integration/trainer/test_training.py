@@ -15,6 +15,7 @@ from safetensors.torch import load
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from darkroom_api.failures import ExitCode, FailureReason
+from tests.builders.mlflow_server import mlflow_server
 from tests.builders.s3_proxy import S3Proxy
 from tests.integration.trainer.trainer_runs import Attempt, Bench, Objects, killed_before
 
@@ -92,6 +93,22 @@ def test_samples_begin_before_training_and_change(undisturbed: Objects) -> None:
     assert {picture.shape for picture in pictures} == {(96, 96, 3)}
     assert not np.array_equal(pictures[0], pictures[1])
     assert not np.array_equal(pictures[1], pictures[2])
+
+
+def test_a_tracker_gets_every_step_and_one_that_is_away_changes_nothing(bench: Bench, undisturbed: Objects) -> None:
+    with mlflow_server() as server:
+        trackers = [{"type": "MLflow", "trackingURI": server.url, "experiment": "robots"}]
+        code, _ = bench.run_here(bench.spec(trackers=trackers), name="told")
+        assert code == ExitCode.DONE
+        documents = [json.loads(undisturbed.read(f"checkpoints/epoch-00000{n}/metrics.json")) for n in (1, 2)]
+        losses = [loss for document in documents for loss in document["losses"]]
+        assert server.values("loss") == dict(enumerate(losses, start=1))
+        assert [run["info"]["status"] for run in server.runs.values()] == ["FINISHED"]
+        gone = server.url
+    alone, _ = bench.run_here(bench.spec(trackers=[{"type": "MLflow", "trackingURI": gone}]), name="alone")
+    assert alone == ExitCode.DONE
+    last = bench.objects("alone").read("checkpoints/epoch-000002/metrics.json")
+    assert last == undisturbed.read("checkpoints/epoch-000002/metrics.json")
 
 
 def test_a_run_that_is_killed_and_stopped_ends_as_the_undisturbed_one(

@@ -139,6 +139,21 @@ def test_spec_survives_its_own_json(kind: TrainingKind, more: dict[str, Any]) ->
             {"validation": {"images": 1, "earlyStopping": {"patience": 1, "minimumImprovement": -1}}},
             "spec.validation.earlyStopping.minimumImprovement: -1: Input should be greater than or equal to 0",
         ),
+        ({"trackers": [{"type": "MLflow"}]}, "spec.trackers[0].MLflow.trackingURI: Field required"),
+        ({"trackers": [{"type": "WandB"}]}, "spec.trackers[0].WandB.credentials: Field required"),
+        (
+            {"trackers": [{"type": "MLflow", "trackingURI": "http://me:secret@mlflow"}]},
+            "spec.trackers[0].MLflow.trackingURI: 'http://me:secret@mlflow': String should match pattern",
+        ),
+        (
+            {
+                "trackers": [
+                    {"type": "MLflow", "trackingURI": "http://one"},
+                    {"type": "MLflow", "trackingURI": "http://b"},
+                ]
+            },
+            "each type of tracker may be given once",
+        ),
         ({"samples": {"seeds": [1, 2, 1]}}, "spec.samples.seeds: [1, 2, 1]: Value error, each seed may be given once"),
     ],
 )

@@ -127,6 +127,19 @@ def test_credentials_come_from_the_secret_and_the_session_token_may_be_missing()
     assert not [name for name in environment(build()) if name.startswith("AWS_")]
 
 
+def test_each_trackers_keys_come_from_its_own_secret() -> None:
+    mlflow = {"type": "MLflow", "trackingURI": "https://mlflow.example.com", "credentials": {"secretName": "mlflow"}}
+    wandb = {"type": "WandB", "credentials": {"secretName": "wandb"}}
+    made = build(trackers=[mlflow, wandb])
+    assert through_models(made, "V1Job") == made
+    found = environment(made)
+    assert found["WANDB_API_KEY"] == {"secretKeyRef": {"name": "wandb", "key": "WANDB_API_KEY"}}
+    for key in ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        assert found[key] == {"secretKeyRef": {"name": "mlflow", "key": key, "optional": True}}
+    open_to_all = {"type": "MLflow", "trackingURI": "http://mlflow.studio:5000"}
+    assert environment(build(trackers=[open_to_all])).keys() == environment(build()).keys()
+
+
 @pytest.mark.parametrize(
     ("resources", "threads"),
     [
