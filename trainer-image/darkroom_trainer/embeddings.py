@@ -97,4 +97,5 @@ def _first_rows(embedding: Embedding, encoder: TextEncoder, table: torch.Tensor,
         return table[[ids[index % len(ids)] for index in range(count)]].float()
     noise = torch.randn((count, table.shape[1]), generator=noise_source(seed, "embedding", encoder.file.part))
     usual = torch.linalg.vector_norm(table.cpu().float(), dim=1).median()
-    return noise * (usual / torch.linalg.vector_norm(noise, dim=1, keepdim=True))
+    vectors: torch.Tensor = noise * (usual / torch.linalg.vector_norm(noise, dim=1, keepdim=True))
+    return vectors

@@ -2,7 +2,7 @@
 
 The numbers in `kohya_tables.json` were made by sd-scripts itself (kohya-ss/sd-scripts 48d368fa of 2026-02-16): blank
 pictures of these sizes were laid into these folders, and `train_network.py`'s own dataset, its count of steps and its
-metadata were asked. A row is a picture's size, its bucket, and the size that it is scaled to. A list of captions is given
+metadata were asked. A row is a picture's size, its bucket, and the size that it is scaled to. Captions in a list go
 to a folder's pictures in turn; without one they have none.
 """
 
