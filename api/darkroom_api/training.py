@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from darkroom_api.augmentation import Augmentation
 from darkroom_api.base import Model
@@ -13,14 +13,12 @@ from darkroom_api.compute import Compute
 from darkroom_api.masks import Mask
 from darkroom_api.objectives import Objective
 from darkroom_api.optimizers import AdamW, Optimizer
+from darkroom_api.samples import Samples, Seed
 from darkroom_api.schedules import Constant, Schedule
 from darkroom_api.storage import DNS_NAME, S3Uri, Storage
 from darkroom_api.text_encoding import TextEncoding
 from darkroom_api.trackers import EACH_TYPE_ONCE, Tracker, each_type_once
 from darkroom_api.validation import Validation
-
-Prompt = Annotated[str, Field(max_length=2000)]
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
 _FREE_OF_SCHEDULES = "schedule must be Constant, with or without warm-up, for optimizer ScheduleFreeAdamW"
 
@@ -188,45 +186,6 @@ class Checkpoints(Model):
     def suffix(self) -> str:
         """Return how the names of the files of weights end."""
         return ".safetensors"
-
-
-class Samples(Model):
-    """Pictures painted before training and after epochs, with the same noise each time."""
-
-    prompts: list[Prompt] = Field(
-        default_factory=list, max_length=16, description="One picture per prompt and seed. Empty: no samples."
-    )
-    negative_prompt: Prompt = Field(default="", description="What the pictures should not show.")
-    seeds: list[Seed] = Field(
-        default_factory=lambda: [1],
-        min_length=1,
-        max_length=16,
-        description="Seeds of the initial noise, each once. Default: [1].",
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                {
-                    "rule": "self.all(seed, self.exists_one(other, other == seed))",
-                    "message": "each seed may be given once",
-                }
-            ]
-        },
-    )
-    every_epochs: int = Field(default=1, ge=1, le=10_000, description="Epochs between two sets of samples.")
-    steps: int = Field(default=20, ge=1, le=200, description="Denoising steps.")
-    guidance_scale: float = Field(default=7.0, ge=1, le=30, description="Strength of classifier-free guidance.")
-    width: int | None = Field(
-        default=None, ge=64, le=4096, multiple_of=8, description="Width in pixels. Default: training.resolution."
-    )
-    height: int | None = Field(
-        default=None, ge=64, le=4096, multiple_of=8, description="Height in pixels. Default: training.resolution."
-    )
-
-    @field_validator("seeds")
-    @classmethod
-    def _each_seed_once(cls, seeds: list[int]) -> list[int]:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError("each seed may be given once")
-        return seeds
 
 
 class Output(Model):

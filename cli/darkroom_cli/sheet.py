@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 from darkroom_api.layout import MANIFEST, sample_file
-from darkroom_api.training import Samples
+from darkroom_api.samples import Samples
 from darkroom_api.uris import S3Location
 from darkroom_cli.errors import UserError
 from darkroom_cli.store import Store, sha256

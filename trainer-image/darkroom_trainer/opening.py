@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import singledispatch
 
 from darkroom_api.embedding_training import EmbeddingTrainingSpec
 from darkroom_api.lora_training import LoraTrainingSpec
 from darkroom_api.model_training import ModelTrainingSpec
+from darkroom_api.training import TrainingSpec
 from darkroom_trainer.dataset import Picture
 from darkroom_trainer.embeddings import insert
 from darkroom_trainer.families.model import UNET_PART, StableDiffusion
-from darkroom_trainer.networks.adapter import inject
+from darkroom_trainer.networks.adapter import Adapter, inject
 from darkroom_trainer.optimizers import text_encoder_learning_rate
 from darkroom_trainer.trainees import Trainee
 from darkroom_trainer.whole_model import unfreeze
@@ -98,3 +100,10 @@ def check_pictures(spec: object, pictures: Sequence[Picture], *, field: str) -> 
 @check_pictures.register
 def _(spec: EmbeddingTrainingSpec, pictures: Sequence[Picture], *, field: str) -> None:
     require_word(spec, pictures, field=field)
+
+
+def sample_strength(spec: TrainingSpec, trainee: Trainee) -> AbstractContextManager[None]:
+    """Let an adapter count in pictures for what the spec says; nothing else has a strength."""
+    if isinstance(spec, LoraTrainingSpec) and isinstance(trainee, Adapter):
+        return trainee.at_strength(spec.samples.lora_scale)
+    return nullcontext()

@@ -25,7 +25,7 @@ from darkroom_trainer import events
 from darkroom_trainer.choosing import is_validated
 from darkroom_trainer.metadata import BaseModelFile, metadata
 from darkroom_trainer.number_formats import DTYPES
-from darkroom_trainer.opening import learning_rate_of
+from darkroom_trainer.opening import learning_rate_of, sample_strength
 from darkroom_trainer.sampling import paint, wanted_pictures
 from darkroom_trainer.services import Services
 from darkroom_trainer.session import Session
@@ -161,7 +161,7 @@ class Results:
         folder = self._folder(samples_directory(epoch))
         pictures = wanted_pictures(spec.samples, resolution=spec.training.resolution)
         encoding = spec.training.text_encoding
-        with session.trainee.rounded(DTYPES[spec.checkpoints.precision]):
+        with session.trainee.rounded(DTYPES[spec.checkpoints.precision]), sample_strength(spec, session.trainee):
             for number, (prompt, picture) in enumerate(pictures, start=1):
                 self.services.reporter.stage(Stage.SAMPLING, f"Epoch {epoch}: picture {number} of {len(pictures)}")
                 path = folder / sample_file(prompt, picture.seed)

@@ -7,18 +7,18 @@ two steps. A test holds the equality: base model + `load_lora_weights(checkpoint
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler
 from PIL import Image
 
+from darkroom_api.samples import Hires, Samples
 from darkroom_api.text_encoding import TextEncoding
-from darkroom_api.training import Samples
 from darkroom_trainer.conditioning import Frame, encode_prompts, joined, unet_arguments
 from darkroom_trainer.families.model import StableDiffusion
+from darkroom_trainer.samplers import DRAWS_NOISE, open_sampler
 
 _PLAIN: Final = TextEncoding()
 
@@ -34,6 +34,8 @@ class Picture:
     height: int
     steps: int
     guidance_scale: float
+    sampler: str = "DDIM"
+    hires: Hires | None = None
 
 
 def wanted_pictures(samples: Samples, *, resolution: int) -> list[tuple[int, Picture]]:
@@ -49,6 +51,8 @@ def wanted_pictures(samples: Samples, *, resolution: int) -> list[tuple[int, Pic
                 height=samples.height or resolution,
                 steps=samples.steps,
                 guidance_scale=samples.guidance_scale,
+                sampler=samples.sampler,
+                hires=samples.hires,
             ),
         )
         for index, prompt in enumerate(samples.prompts)
@@ -76,28 +80,70 @@ def paint(
         encoding: How prompts are read.
         before_step: Called before each denoising step; may raise to give up.
     """
-    scheduler = DDIMScheduler.from_config(model.scheduler.config)
-    scheduler.set_timesteps(picture.steps, device=model.device)
-    guided = picture.guidance_scale > 1
-    texts = [picture.negative_prompt, picture.prompt] if guided else [picture.prompt]
-    conditions = joined([encode_prompts(model, [text], encoding) for text in texts])
-    told = unet_arguments(model, conditions, [Frame.whole((picture.width, picture.height))] * len(texts))
-    latents = _first_noise(model, picture) * scheduler.init_noise_sigma
-    for timestep in scheduler.timesteps:
-        before_step()
-        inputs = scheduler.scale_model_input(torch.cat([latents] * len(texts)), timestep)
-        noise = model.unet(inputs, timestep, return_dict=False, **told)[0]
-        if guided:
-            without, given = noise.chunk(2)
-            noise = without + picture.guidance_scale * (given - without)
-        latents = scheduler.step(noise, timestep, latents, return_dict=False)[0]
-    return _decode(model, latents)
-
-
-def _first_noise(model: StableDiffusion, picture: Picture) -> torch.Tensor:
-    """Draw the start on the CPU, so that a seed means the same picture on every device."""
-    shape = (1, model.unet.config.in_channels, picture.height // 8, picture.width // 8)
     generator = torch.Generator().manual_seed(picture.seed)
+    size = (picture.width, picture.height)
+    scheduler = open_sampler(picture.sampler, model.scheduler.config, steps=picture.steps, device=model.device)
+    latents = _noise(model, size, generator) * scheduler.init_noise_sigma
+    told = _Told(model, picture, encoding, before_step, generator)
+    painted = _decode(model, told.denoise(latents, scheduler, scheduler.timesteps, size=size))
+    return _second_pass(painted, picture.hires, told) if picture.hires else painted
+
+
+def _second_pass(painted: Image.Image, hires: Hires, told: _Told) -> Image.Image:
+    """Enlarge a picture, noise it and take that noise away: what diffusers' img2img does with the same seed."""
+    model, picture = told.model, told.picture
+    width, height = (round(side * hires.scale / 8) * 8 for side in painted.size)
+    large = painted.resize((width, height), Image.Resampling.LANCZOS)
+    generator = torch.Generator().manual_seed(picture.seed)
+    pixels_HWC = torch.from_numpy(np.asarray(large, dtype=np.float32) / 255)
+    pixels_1CHW = (pixels_HWC.permute(2, 0, 1).unsqueeze(0) * 2 - 1).to(model.device, model.vae.dtype)
+    distribution = model.vae.encode(pixels_1CHW).latent_dist
+    clean = distribution.mean + distribution.std * _noise(model, (width, height), generator).to(model.vae.dtype)
+    clean = (clean * model.vae.config.scaling_factor).to(model.dtype)
+    scheduler = open_sampler(picture.sampler, model.scheduler.config, steps=picture.steps, device=model.device)
+    first = max(picture.steps - max(1, int(picture.steps * hires.denoise)), 0) * scheduler.order
+    scheduler_timesteps = scheduler.timesteps[first:]
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)
+    latents = scheduler.add_noise(clean, _noise(model, (width, height), generator), scheduler_timesteps[:1])
+    again = replace(told, generator=generator)
+    return _decode(model, again.denoise(latents, scheduler, scheduler_timesteps, size=(width, height)))
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What the passes of one picture share."""
+
+    model: StableDiffusion
+    picture: Picture
+    encoding: TextEncoding
+    before_step: Callable[[], None]
+    generator: torch.Generator
+
+    def denoise(
+        self, latents: torch.Tensor, scheduler: Any, timesteps: torch.Tensor, *, size: tuple[int, int]
+    ) -> torch.Tensor:
+        """Take the noise away, with guidance if it is above 1."""
+        model, picture = self.model, self.picture
+        guided = picture.guidance_scale > 1
+        texts = [picture.negative_prompt, picture.prompt] if guided else [picture.prompt]
+        conditions = joined([encode_prompts(model, [text], self.encoding) for text in texts])
+        told = unet_arguments(model, conditions, [Frame.whole(size)] * len(texts))
+        draws = {"generator": self.generator} if picture.sampler in DRAWS_NOISE else {}
+        for timestep in timesteps:
+            self.before_step()
+            inputs = scheduler.scale_model_input(torch.cat([latents] * len(texts)), timestep)
+            noise = model.unet(inputs, timestep, return_dict=False, **told)[0]
+            if guided:
+                without, given = noise.chunk(2)
+                noise = without + picture.guidance_scale * (given - without)
+            latents = scheduler.step(noise, timestep, latents, return_dict=False, **draws)[0]
+        return latents
+
+
+def _noise(model: StableDiffusion, size: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
+    """Draw noise on the CPU, so that a seed means the same picture on every device."""
+    shape = (1, model.unet.config.in_channels, size[1] // 8, size[0] // 8)
     return torch.randn(shape, generator=generator, dtype=model.dtype).to(model.device)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from darkroom_api.training import Samples
+from darkroom_api.samples import Samples
 from darkroom_cli.sheet import (
     BEST,
     GAP,

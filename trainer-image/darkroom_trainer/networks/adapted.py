@@ -27,6 +27,8 @@ class Adapted(ABC):
         self.place = place
         self.alpha = alpha
         self.scale = alpha / rank
+        self.strength = 1.0
+        """Share of what is added, in pictures that people want painted with less or more of it."""
         device = place.layer.weight.device
         self.weights = {name: torch.nn.Parameter(it.to(device, torch.float32)) for name, it in weights.items()}
 
@@ -56,7 +58,8 @@ class Adapted(ABC):
         inputs = args[0]
         if not torch.is_autocast_enabled(inputs.device.type):
             inputs = inputs.to(torch.float32)
-        return (output + self.added(inputs)).to(output.dtype)
+        added = self.added(inputs)
+        return (output + (added if self.strength == 1 else self.strength * added)).to(output.dtype)
 
 
 def low_rank(

@@ -72,6 +72,17 @@ class Adapter:
             for parameter, data in zip(written, exact, strict=True):
                 parameter.data = data
 
+    @contextlib.contextmanager
+    def at_strength(self, strength: float) -> Iterator[None]:
+        """Let the adapter count for so much, as a person would have it in a prompt: <lora:name:0.8>."""
+        for layer in self.layers:
+            layer.strength = strength
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                layer.strength = 1.0
+
 
 def inject(network: Network, model: StableDiffusion, *, seed: int, train_text_encoder: bool) -> Adapter:
     """Put the network that a spec asks for into a model; at first it changes nothing that the model paints."""
