@@ -84,9 +84,9 @@ def seconds_per_step(model: Path, *, steps: int = 20, warm_up: int = 5) -> float
         return (time.process_time() - began) / steps
 
 
-def example_spec(store: ObjectStore, **training: Any) -> dict[str, Any]:
-    """Return the spec of `examples/lora-training.yaml` for a store, with fields of `training` changed."""
-    spec: dict[str, Any] = yaml.safe_load(EXAMPLE.read_text())["spec"]
+def example_spec(store: ObjectStore, *, example: str = EXAMPLE.name, **training: Any) -> dict[str, Any]:
+    """Return the spec of one of the `examples` for a store, with fields of `training` changed."""
+    spec: dict[str, Any] = yaml.safe_load(EXAMPLE.with_name(example).read_text())["spec"]
     spec["storage"] = {"endpointURL": store.endpoint.url}
     spec["baseModel"] = {"uri": f"s3://{MODELS}/{BASE_MODEL.name}"}
     spec["dataset"] = {"uri": f"s3://{STUDIO}/pictures"}
@@ -109,7 +109,9 @@ def download_run(s3: S3Client, prefix: str, directory: Path) -> None:
             s3.download_file(STUDIO, entry["Key"], str(target))
 
 
-def train(store: ObjectStore, spec: dict[str, Any], *, name: str, directory: Path) -> Trained:
+def train(
+    store: ObjectStore, spec: dict[str, Any], *, name: str, directory: Path, kind: str = "LoraTraining"
+) -> Trained:
     """Run the trainer to its end on one core and return what it left.
 
     Raises:
@@ -117,14 +119,8 @@ def train(store: ObjectStore, spec: dict[str, Any], *, name: str, directory: Pat
     """
     work = directory / "work"
     work.mkdir(parents=True)
-    plan = RunPlan(
-        kind="LoraTraining",
-        name=name,
-        namespace="studio",
-        uid="u",
-        run=RUN,
-        spec=LoraTrainingSpec.model_validate(spec),
-    )
+    about = {"kind": kind, "name": name, "namespace": "studio", "uid": "u", "run": RUN}
+    plan = RunPlan.model_validate({**about, "spec": spec})
     (work / "plan.json").write_text(plan.model_dump_json(by_alias=True))
     environment = os.environ | store.endpoint.environment()
     environment |= {"DARKROOM_PLAN": str(work / "plan.json"), "DARKROOM_WORK": str(work / "scratch")}
