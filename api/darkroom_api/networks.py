@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, JsonValue, model_validator
 
 from darkroom_api.base import Model
 
-_CONVOLUTIONS_TOGETHER = "give convRank and convAlpha together: alpha never follows rank by itself"
+_CONVOLUTIONS_TOGETHER: Final = "give convRank and convAlpha together: alpha never follows rank by itself"
+_WHOLE_OR_NOT: Final = "give either fullMatrix or decomposeBoth, not both"
+
+
+def _rules(*more: tuple[str, str]) -> ConfigDict:
+    """Return a network's configuration with its rules in CEL, each with its message."""
+    rules = (("has(self.convRank) == has(self.convAlpha)", _CONVOLUTIONS_TOGETHER), *more)
+    stated: list[JsonValue] = [{"rule": rule, "message": message} for rule, message in rules]
+    return ConfigDict(json_schema_extra={"x-kubernetes-validations": stated})
 
 
 class _Network(Model):
     """What all networks have: strength, and where they are."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                {"rule": "has(self.convRank) == has(self.convAlpha)", "message": _CONVOLUTIONS_TOGETHER}
-            ]
-        }
-    )
+    model_config = _rules()
     rank: int = Field(
         default=16, ge=1, le=1024, description="Rank of a pair of factors, in linear layers and 1x1 convolutions."
     )
@@ -67,8 +69,53 @@ class DoRA(_Network):
     type: Literal["DoRA"] = "DoRA"
 
 
+class LoHa(_Network):
+    """Two pairs of factors whose products are multiplied number by number (Hyeon-Woo et al. 2022, arXiv 2108.06098).
+
+    The update's rank is up to the square of rank, with twice the weights of a LoRA: 4 to 16 is usual.
+    """
+
+    type: Literal["LoHa"] = "LoHa"
+
+
+class LoKr(_Network):
+    """A Kronecker product of a small matrix and a larger one, as LyCORIS trains it (Yeh et al. 2024, arXiv 2309.14859).
+
+    The larger one is a pair of factors of the given rank, or kept whole where that would save nothing. Where neither
+    matrix has factors, the scale is 1 whatever alpha says: every reader of such files has it so.
+    """
+
+    model_config = _rules(
+        (
+            "!has(self.fullMatrix) || !self.fullMatrix || !has(self.decomposeBoth) || !self.decomposeBoth",
+            _WHOLE_OR_NOT,
+        ),
+    )
+    type: Literal["LoKr"] = "LoKr"
+    factor: int | None = Field(
+        default=None,
+        ge=2,
+        le=1024,
+        description="Sides of the small matrix, as near as a layer's numbers of inputs and outputs can be divided; 4 "
+        "to 16 is usual, and less trains more weights. Default: as near their square roots as can be.",
+    )
+    decompose_both: bool = Field(
+        default=False, description="Make the small matrix a pair of factors as well, where that saves weights."
+    )
+    full_matrix: bool = Field(
+        default=False,
+        description="Keep the larger matrix whole in every layer: the ranks and alphas then do not count.",
+    )
+
+    @model_validator(mode="after")
+    def _whole_or_not(self) -> Self:
+        if self.full_matrix and self.decompose_both:
+            raise ValueError(_WHOLE_OR_NOT)
+        return self
+
+
 Network = Annotated[
-    LoRA | DoRA,
+    LoRA | LoHa | LoKr | DoRA,
     Field(discriminator="type", json_schema_extra={"x-darkroom-default-type": "LoRA"}),
 ]
 """The union of all networks."""

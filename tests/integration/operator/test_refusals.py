@@ -66,11 +66,17 @@ EVERY_KIND = pytest.mark.parametrize("kind", TRAININGS, ids=lambda kind: kind.na
             {"trackers": [{"type": "MLflow", "trackingURI": "http://a"}, {"type": "MLflow", "trackingURI": "http://b"}]},
             ["spec.trackers", "each type of tracker may be given once"],
         ),
+        ({"network": {"convRank": 4}}, ["spec.network", "give convRank and convAlpha together"]),
+        ({"network": {"factor": 4}}, ["spec.network.factor", "factor is only for type LoKr; type is LoRA"]),
+        (
+            {"network": {"type": "LoKr", "fullMatrix": True, "decomposeBoth": True}},
+            ["spec.network", "either fullMatrix or decomposeBoth"],
+        ),
         ({"backoffLimit": -1}, ["spec.backoffLimit", "-1", "greater than or equal to 0"]),
     ],
     ids=["rank", "unknown", "foreign", "both", "neither", "uri", "step", "seeds", "owner", "two rates", "low rate",
          "free", "warm-up", "weights", "separators", "judges", "doubled", "none", "patience", "no key", "tracker",
-         "twice", "backoff"],
+         "twice", "convolutions", "LoKr's", "whole", "backoff"],
 )  # fmt: skip
 def test_a_wrong_spec_is_refused_with_path_given_and_allowed(
     cluster: Cluster, spec: dict[str, Any], words: list[str]

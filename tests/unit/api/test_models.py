@@ -62,6 +62,11 @@ def test_spec_survives_its_own_json(kind: TrainingKind, more: dict[str, Any]) ->
             {"network": {"type": "DoRA", "convRank": 4}},
             "spec.network.DoRA: Value error, give convRank and convAlpha together: alpha never follows rank by itself",
         ),
+        (
+            {"network": {"type": "LoKr", "fullMatrix": True, "decomposeBoth": True}},
+            "spec.network.LoKr: Value error, give either fullMatrix or decomposeBoth, not both",
+        ),
+        ({"network": {"type": "LoHa", "factor": 4}}, "spec.network.LoHa.factor: 4: Extra inputs are not permitted"),
         ({"dataset": {"uri": "s3://abc/d", "name": "d"}}, "spec.dataset: Value error, give either name or uri"),
         ({"dataset": {}}, "spec.dataset: Value error, give either name or uri"),
         ({"output": {"uri": "ftp://x"}}, "spec.output.uri: 'ftp://x': String should match pattern"),

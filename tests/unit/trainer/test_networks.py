@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from darkroom_api.networks import DoRA, LoRA, Network
+from darkroom_api.networks import DoRA, LoHa, LoKr, LoRA, Network
 from darkroom_trainer import sampling
 from darkroom_trainer.families.model import StableDiffusion
 from darkroom_trainer.lora_format import encode_lora
+from darkroom_trainer.networks.about import about_network
 from darkroom_trainer.networks.adapter import inject
+from darkroom_trainer.networks.lokr import divided
 from tests.builders.networks import trained
 from tests.e2e import painting
 
@@ -23,6 +26,11 @@ FAMILIES = ["SD15", "SD2", "SDXL"]
 NETWORKS: dict[str, Network] = {
     "LoRA": LoRA(rank=4, alpha=2),
     "LoCon": LoRA(rank=4, alpha=2, conv_rank=2, conv_alpha=1.5),
+    "LoHa": LoHa(rank=3, alpha=2, conv_rank=2, conv_alpha=1.5),
+    "LoHa as wide as a layer": LoHa(rank=8, alpha=2),
+    "LoKr": LoKr(rank=2, alpha=1, conv_rank=3, conv_alpha=1.5, factor=4),
+    "LoKr of factors alone": LoKr(rank=1, alpha=1.5, conv_rank=1, conv_alpha=0.5, decompose_both=True),
+    "LoKr of whole matrices": LoKr(conv_rank=1, conv_alpha=4, alpha=4, full_matrix=True),
     "DoRA": DoRA(rank=4, alpha=2, conv_rank=2, conv_alpha=1.5),
 }
 PICTURE = sampling.Picture(
@@ -75,12 +83,27 @@ def test_diffusers_paints_the_picture_of_the_training(
     assert np.abs(ours - before).max() > 3
 
 
+def change(its: dict[str, torch.Tensor], shape: torch.Size) -> torch.Tensor:
+    if "lora_up.weight" in its:
+        dim = its["lora_down.weight"].shape[0]
+        found = its["lora_up.weight"].flatten(1) @ its["lora_down.weight"].flatten(1)
+    elif "hada_w1_a" in its:
+        dim = its["hada_w1_b"].shape[0]
+        found = (its["hada_w1_a"] @ its["hada_w1_b"]) * (its["hada_w2_a"] @ its["hada_w2_b"])
+    else:
+        pairs = [name for name in ("lokr_w1", "lokr_w2") if name not in its]
+        dim = its[f"{pairs[-1]}_b"].shape[0] if pairs else None
+        first, second = (
+            its[f"{name}_a"] @ its[f"{name}_b"] if name in pairs else its[name] for name in ("lokr_w1", "lokr_w2")
+        )
+        found = torch.kron(first[:, :, None, None] if second.ndim == 4 else first, second)
+    return found.reshape(shape) * (1 if dim is None else its["alpha"] / dim)
+
+
 def merged(file: dict[str, torch.Tensor], layer: str, weight: torch.Tensor) -> torch.Tensor:
     """Return a layer's weight under a file, in fp64, as ComfyUI (`comfy/weight_adapter`) and A1111 do."""
     its = {name.removeprefix(f"{layer}."): it.double() for name, it in file.items() if name.startswith(f"{layer}.")}
-    base, dim = weight.double(), its["lora_down.weight"].shape[0]
-    change = its["lora_up.weight"].flatten(1) @ its["lora_down.weight"].flatten(1)
-    changed = base + (its["alpha"] / dim * change).reshape(weight.shape)
+    changed = weight.double() + change(its, weight.shape)
     if "dora_scale" not in its:
         return changed
     columns = changed.transpose(0, 1).reshape(weight.shape[1], -1).norm(dim=1)
@@ -114,10 +137,9 @@ def test_readers_merge_what_was_trained(load_model: Load, name: str, family: str
             assert (plain - expected).abs().max() > 1e-2 * plain.abs().max(), place.name
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_model_with_the_file_merged_paints_the_same(load_model: Load, name: str, family: str) -> None:
-    model, plain = load_model(family=family), load_model(family=family)
+def test_a_model_with_the_file_merged_paints_the_same(load_model: Load, name: str) -> None:
+    model, plain = load_model(), load_model()
     adapter = trained(model, NETWORKS[name], size=0.1)
     file = load(encode_lora(adapter.file_tensors(torch.bfloat16), {}))
     with adapter.rounded(torch.bfloat16):
@@ -198,3 +220,91 @@ def test_an_input_without_weights_is_no_division_by_zero(load_model: Load) -> No
     before = painted(model)
     inject(DoRA(), model, seed=1, train_text_encoder=False)
     assert np.array_equal(before, painted(model))
+
+
+@pytest.mark.parametrize(
+    ("number", "factor", "expected"),
+    [
+        (127, None, (1, 127)),
+        (128, None, (8, 16)),
+        (250, None, (10, 25)),
+        (360, None, (18, 20)),
+        (1024, None, (32, 32)),
+        (250, 4, (2, 125)),
+        (250, 8, (5, 50)),
+        (360, 16, (15, 24)),
+        (512, 16, (16, 32)),
+        (320, 32, (10, 32)),
+    ],
+)
+def test_sides_are_divided_as_lycoris_does(number: int, factor: int | None, expected: tuple[int, int]) -> None:
+    """By its `factorization`; some rows of the table in its documentation show an older rule."""
+    assert divided(number, factor) == expected
+
+
+def test_files_of_lycoris_networks_have_its_names_and_shapes(load_model: Load) -> None:
+    def shapes(name: str) -> dict[str, tuple[int, ...]]:
+        file = load(encode_lora(trained(load_model(), NETWORKS[name]).file_tensors(torch.float16), {}))
+        start = "lora_unet_up_blocks_1_resnets_0_"
+        return {key.removeprefix(start): tuple(it.shape) for key, it in file.items() if key.startswith(start)}
+
+    assert {key: it for key, it in shapes("LoHa").items() if key.startswith("conv1.")} == {
+        "conv1.hada_w1_a": (64, 2),
+        "conv1.hada_w1_b": (2, 128 * 9),
+        "conv1.hada_w2_a": (64, 2),
+        "conv1.hada_w2_b": (2, 128 * 9),
+        "conv1.alpha": (),
+    }
+    assert {key: it for key, it in shapes("LoKr").items() if not key.startswith("conv2.")} == {
+        "conv1.lokr_w1": (4, 4),
+        "conv1.lokr_w2_a": (16, 3),
+        "conv1.lokr_w2_b": (3, 32 * 9),
+        "conv1.alpha": (),
+        "time_emb_proj.lokr_w1": (4, 4),
+        "time_emb_proj.lokr_w2_a": (16, 2),
+        "time_emb_proj.lokr_w2_b": (2, 32),
+        "time_emb_proj.alpha": (),
+        "conv_shortcut.lokr_w1": (4, 4),
+        "conv_shortcut.lokr_w2_a": (16, 2),
+        "conv_shortcut.lokr_w2_b": (2, 32),
+        "conv_shortcut.alpha": (),
+    }
+    factors = shapes("LoKr of factors alone")
+    assert (factors["conv1.lokr_w1_a"], factors["conv1.lokr_w1_b"]) == ((8, 1), (1, 8))
+    whole = shapes("LoKr of whole matrices")
+    assert (whole["conv1.lokr_w1"], whole["conv1.lokr_w2"]) == ((8, 8), (8, 16, 3, 3))
+    assert (whole["conv_shortcut.lokr_w2"], whole["time_emb_proj.lokr_w2"]) == ((8, 16, 1, 1), (8, 16))
+
+
+def test_alpha_of_whole_matrices_says_the_scale_of_1_that_readers_have(load_model: Load) -> None:
+    adapter = trained(load_model(), LoKr(rank=16, alpha=4, full_matrix=True))
+    assert {it.scale for it in adapter.layers} == {1.0}
+    assert {float(it.exact()["alpha"]) for it in adapter.layers} == {16.0}
+    low = trained(load_model(), LoKr(rank=2, alpha=1, factor=4))
+    assert {it.scale for it in low.layers} == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "arguments"),
+    [
+        ("LoRA", "networks.lora", {}),
+        ("LoCon", "networks.lora", {"conv_dim": "2", "conv_alpha": "1.5"}),
+        ("LoHa as wide as a layer", "lycoris.kohya", {"algo": "loha", "preset": "attn-mlp"}),
+        ("LoHa", "lycoris.kohya", {"algo": "loha", "conv_dim": "2", "conv_alpha": "1.5"}),
+        ("LoKr", "lycoris.kohya", {"algo": "lokr", "factor": "4", "conv_dim": "3", "conv_alpha": "1.5"}),
+        (
+            "LoKr of whole matrices",
+            "lycoris.kohya",
+            {"algo": "lokr", "factor": "-1", "full_matrix": "True", "conv_dim": "1", "conv_alpha": "4.0"},
+        ),
+        (
+            "DoRA",
+            "lycoris.kohya",
+            {"algo": "lora", "dora_wd": "True", "wd_on_output": "False", "conv_dim": "2", "conv_alpha": "1.5"},
+        ),
+    ],
+)
+def test_metadata_tells_the_network_as_kohyas_tools_do(name: str, module: str, arguments: dict[str, str]) -> None:
+    about = about_network(NETWORKS[name])
+    assert (about["ss_network_module"], about["ss_network_dim"]) == (module, NETWORKS[name].rank)
+    assert json.loads(str(about["ss_network_args"])) == arguments

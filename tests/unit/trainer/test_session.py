@@ -20,6 +20,12 @@ from darkroom_trainer.session import Session
 from tests.unit.trainer.sessions import Maker, same, weights
 
 AUGMENTED = {"flip": True, "color": True, "randomCrop": True}
+NETWORKS: list[dict[str, Any]] = [
+    {"type": "LoRA", "rank": 2, "alpha": 2, "convRank": 2, "convAlpha": 1},
+    {"type": "LoHa", "rank": 2, "alpha": 2, "convRank": 2, "convAlpha": 1},
+    {"type": "LoKr", "rank": 2, "alpha": 2, "convRank": 2, "convAlpha": 1, "factor": 4},
+    {"type": "DoRA", "rank": 2, "alpha": 2, "convRank": 2, "convAlpha": 1},
+]
 RESUMED: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "AdamW": ({"optimizer": {"type": "AdamW", "learningRate": 2e-3}}, (1, 4, 7)),
     "AdamW8bit": ({"optimizer": {"type": "AdamW8bit", "learningRate": 2e-3}}, (3,)),
@@ -36,6 +42,10 @@ RESUMED: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
         },
         (3, 4),
     ),
+    **{
+        network["type"]: ({"network": network, "optimizer": {"type": "AdamW", "learningRate": 2e-3}}, (3,))
+        for network in NETWORKS
+    },
     "accumulated": ({"gradientAccumulation": 3, "epochs": 4}, (1, 4, 7)),
     "augmentation": (
         {
@@ -276,8 +286,9 @@ def test_a_text_encoder_at_rate_0_is_left_alone(make: Maker) -> None:
     session.step()
 
 
-def test_checkpointing_activations_changes_no_bit(make: Maker) -> None:
-    plain, checkpointed = make(), make(gradientCheckpointing=True)
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network["type"])
+def test_checkpointing_activations_changes_no_bit(make: Maker, network: dict[str, Any]) -> None:
+    plain, checkpointed = make(network=network), make(network=network, gradientCheckpointing=True)
     for _ in range(3):
         plain.step()
         checkpointed.step()
@@ -285,11 +296,16 @@ def test_checkpointing_activations_changes_no_bit(make: Maker) -> None:
     assert same(weights(plain), weights(checkpointed))
 
 
-def test_half_precision_keeps_the_adapter_in_fp32(make: Maker) -> None:
-    session = make(precision="BF16")
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network["type"])
+def test_half_precision_keeps_the_adapter_in_fp32(make: Maker, network: dict[str, Any]) -> None:
+    session = make(precision="BF16", network=network, schedule={"type": "Constant"})
+    before = weights(session)
     done = session.step()
     assert {it.dtype for it in session.trainee.named_parameters().values()} == {torch.float32}
     assert done.loss == pytest.approx(make().step().loss, rel=0.05)
+    session.step()
+    moved = [name for name, it in weights(session).items() if not torch.equal(it, before[name])]
+    assert len(moved) > 0.9 * len(before)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_pictures(make: Maker) -> None:

@@ -9,7 +9,7 @@ import json
 from functools import singledispatch
 from typing import Final
 
-from darkroom_api.networks import DoRA, LoRA, Network
+from darkroom_api.networks import DoRA, LoHa, LoKr, LoRA, Network
 
 _LYCORIS: Final = "lycoris.kohya"
 
@@ -43,3 +43,15 @@ def _(network: LoRA) -> tuple[str, dict[str, str]]:
 @implementation.register
 def _(network: DoRA) -> tuple[str, dict[str, str]]:
     return _LYCORIS, {"algo": "lora", "dora_wd": "True", "wd_on_output": "False"}
+
+
+@implementation.register
+def _(network: LoHa) -> tuple[str, dict[str, str]]:
+    return _LYCORIS, {"algo": "loha"}
+
+
+@implementation.register
+def _(network: LoKr) -> tuple[str, dict[str, str]]:
+    arguments = {"algo": "lokr", "factor": str(network.factor or -1)}
+    chosen = {"decompose_both": network.decompose_both, "full_matrix": network.full_matrix}
+    return _LYCORIS, arguments | {name: "True" for name, is_chosen in chosen.items() if is_chosen}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -19,9 +19,6 @@ from darkroom_trainer.networks.places import Place
 
 class Adapted(ABC):
     """The trained weights at one layer and what they add to its output."""
-
-    SUFFIXES: ClassVar[Mapping[str, str]]
-    """What each of the weights is called in a file, after the layer's name."""
 
     def __init__(self, place: Place, weights: Mapping[str, torch.Tensor], *, rank: int, alpha: float) -> None:
         self.place = place
@@ -40,6 +37,11 @@ class Adapted(ABC):
     def added(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return what is added to the layer's output for these inputs."""
 
+    @property
+    def suffixes(self) -> Mapping[str, str]:
+        """Return which weights a file keeps in its number format, and what it calls them after the layer's name."""
+        return {name: name for name in self.weights}
+
     def exact(self) -> dict[str, torch.Tensor]:
         """Return what a file keeps beside the weights, in whatever number format holds it exactly, by suffix."""
         return {"alpha": torch.tensor(self.alpha)}
@@ -51,7 +53,7 @@ class Adapted(ABC):
 
     def in_file(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """Yield the weights that a file keeps in its own number format, under their names there."""
-        for name, suffix in self.SUFFIXES.items():
+        for name, suffix in self.suffixes.items():
             yield f"{self.place.name}.{suffix}", self.weights[name]
 
     def _add(self, _layer: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
@@ -62,13 +64,19 @@ class Adapted(ABC):
         return (output + (added if self.strength == 1 else self.strength * added)).to(output.dtype)
 
 
+def apply(layer: torch.nn.Linear | torch.nn.Conv2d, inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return what a layer would make of inputs with this weight and no bias."""
+    if isinstance(layer, torch.nn.Linear):
+        return functional.linear(inputs, weight)
+    return convolve(layer, inputs, weight)
+
+
 def low_rank(
     layer: torch.nn.Linear | torch.nn.Conv2d, inputs: torch.Tensor, *, down: torch.Tensor, up: torch.Tensor
 ) -> torch.Tensor:
     """Return `up` of `down` of inputs; in a convolution `down` does what the layer does, and `up` is pointwise."""
-    if isinstance(layer, torch.nn.Linear):
-        return functional.linear(functional.linear(inputs, down), up)
-    return functional.conv2d(convolve(layer, inputs, down), up)
+    hidden = apply(layer, inputs, down)
+    return functional.linear(hidden, up) if up.ndim == 2 else functional.conv2d(hidden, up)
 
 
 def convolve(layer: torch.nn.Conv2d, inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

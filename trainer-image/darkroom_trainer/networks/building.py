@@ -6,9 +6,11 @@ from functools import singledispatch
 
 import torch
 
-from darkroom_api.networks import DoRA, LoRA, Network
+from darkroom_api.networks import DoRA, LoHa, LoKr, LoRA, Network
 from darkroom_trainer.networks.adapted import Adapted
 from darkroom_trainer.networks.dora import Decomposed, first_magnitude
+from darkroom_trainer.networks.loha import Hadamard, first_pairs
+from darkroom_trainer.networks.lokr import Kronecker, first_matrices
 from darkroom_trainer.networks.lora import LowRank, first_factors
 from darkroom_trainer.networks.places import Place
 
@@ -23,6 +25,18 @@ def build(network: object, place: Place, generator: torch.Generator) -> Adapted:
 def _(network: LoRA, place: Place, generator: torch.Generator) -> Adapted:
     rank, alpha = strength(network, place)
     return LowRank(place, first_factors(place, rank, generator), rank=rank, alpha=alpha)
+
+
+@build.register
+def _(network: LoHa, place: Place, generator: torch.Generator) -> Adapted:
+    rank, alpha = strength(network, place)
+    return Hadamard(place, first_pairs(place, rank, generator), rank=rank, alpha=alpha)
+
+
+@build.register
+def _(network: LoKr, place: Place, generator: torch.Generator) -> Adapted:
+    rank, alpha = strength(network, place)
+    return Kronecker(place, first_matrices(network, place, rank, generator), rank=rank, alpha=alpha)
 
 
 @build.register

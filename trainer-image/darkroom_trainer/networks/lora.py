@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
 
 import torch
 
@@ -14,7 +13,10 @@ from darkroom_trainer.networks.places import Place
 class LowRank(Adapted):
     """Two factors whose product, times alpha / rank, is added to the layer's weight."""
 
-    SUFFIXES: ClassVar[Mapping[str, str]] = {"down": "lora_down.weight", "up": "lora_up.weight"}
+    @property
+    def suffixes(self) -> Mapping[str, str]:
+        """Return what the factors are called in a file, after the layer's name."""
+        return {"down": "lora_down.weight", "up": "lora_up.weight"}
 
     def added(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the factors' output, scaled."""
