@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, model_validator
 
 from darkroom_api.base import Model
 from darkroom_api.storage import DNS_NAME
@@ -38,10 +38,32 @@ class Toleration(Model):
     toleration_seconds: int | None = Field(default=None, ge=0, description="Seconds that NoExecute is tolerated.")
 
 
+_ONE_PER_GPU: Final = "processes is for gpus 0: with GPUs there is one process for each"
+
+
 class Compute(Model):
     """Node resources of the training pod."""
 
-    gpus: int = Field(default=1, ge=0, le=1, description="GPUs (nvidia.com/gpu); 0 trains on the CPU.")
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {"rule": "!has(self.processes) || !has(self.gpus) || self.gpus == 0", "message": _ONE_PER_GPU}
+            ]
+        }
+    )
+    gpus: int = Field(
+        default=1,
+        ge=0,
+        le=16,
+        description="GPUs (nvidia.com/gpu) of the pod, which share each step: batchSize is each one's. 0 trains on the "
+        "CPU.",
+    )
+    processes: int | None = Field(
+        default=None,
+        ge=1,
+        le=16,
+        description="Processes that share each step on a CPU, where gpus is 0; batchSize is each one's. Default: one.",
+    )
     resources: Resources = Field(default_factory=Resources, description="CPU and memory, as in core/v1.")
     scratch_size: str = Field(
         default="50Gi",
@@ -67,3 +89,14 @@ class Compute(Model):
     termination_grace_period_seconds: int = Field(
         default=120, ge=1, le=3600, description="Seconds that a stopped pod has to finish its step and save its state."
     )
+
+    @property
+    def num_processes(self) -> int:
+        """Return how many processes share a step: one for each GPU, or as many as are asked for."""
+        return self.processes or max(1, self.gpus)
+
+    @model_validator(mode="after")
+    def _one_process_per_gpu(self) -> Self:
+        if self.gpus and self.processes is not None:
+            raise ValueError(_ONE_PER_GPU)
+        return self

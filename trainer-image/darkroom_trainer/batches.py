@@ -37,7 +37,7 @@ class Course:
     epochs: int
     seed: int
     accumulation: int = 1
-    """Batches per optimizer step."""
+    """Batches per optimizer step, over all processes."""
     validation: tuple[Item, ...] = ()
     """Pictures that are never trained on, each once."""
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -180,6 +180,7 @@ def arrange(
     training: Training,
     *,
     validation: Validation | None = None,
+    processes: int = 1,
     others: Sequence[Picture] = (),
 ) -> Course:
     """Give every picture its bucket, and keep those for validation apart.
@@ -188,6 +189,7 @@ def arrange(
         pictures: The dataset.
         training: How it is trained on.
         validation: Which pictures judge the training.
+        processes: How many share a step; each takes as many batches of it.
         others: The validation's own dataset, if it has one.
 
     Raises:
@@ -210,7 +212,7 @@ def arrange(
         training.batch_size,
         training.epochs,
         training.seed,
-        accumulation=training.gradient_accumulation,
+        accumulation=training.gradient_accumulation * processes,
         validation=placed(each_once(others), training, path="spec.validation.dataset.uri"),
         augmentation=training.augmentation,
         mask=training.mask,

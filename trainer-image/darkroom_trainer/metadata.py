@@ -217,7 +217,7 @@ def _dataset(spec: TrainingSpec, course: Course) -> dict[str, object]:
         "ss_num_reg_images": len(course.prior.items) if course.prior else 0,
         "ss_prior_loss_weight": course.prior.weight if course.prior else 1.0,
         "ss_batch_size_per_device": training.batch_size,
-        "ss_total_batch_size": training.batch_size * training.gradient_accumulation,
+        "ss_total_batch_size": course.batch_size * course.accumulation,
         "ss_resolution": f"({training.resolution}, {training.resolution})",
         **_buckets(training.buckets),
         "ss_color_aug": str(training.augmentation.color),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
+from accelerate import Accelerator
 
 from darkroom_api.failures import FailureReason
 from darkroom_api.model_training import ModelTrainingSpec
@@ -43,6 +44,8 @@ from darkroom_trainer.services import Services
 from darkroom_trainer.session import Session, open_session
 from darkroom_trainer.weights_file import WeightsFile, open_weights
 
+LATENTS: Final = "latents"
+"""Where encoded pictures lie, below the work directory."""
 LOG: Final = logging.getLogger(__name__)
 
 
@@ -85,6 +88,7 @@ def fetch(plan: RunPlan, services: Services) -> Inputs:
             pictures[DATASET],
             spec.training,
             validation=spec.validation,
+            processes=spec.compute.num_processes,
             others=pictures.get(VALIDATION_DATASET, []),
         )
         course = _with_prior(course, pictures.get(REGULARIZATION, []), spec, path=REGULARIZATION)
@@ -121,20 +125,13 @@ def prepare(plan: RunPlan, services: Services, inputs: Inputs) -> Session:
     """Load the model, paint its class if asked for, encode the pictures, and put what is trained into the model."""
     spec, reporter, course = plan.spec, services.reporter, inputs.course
     reporter.stage(Stage.INSPECTING, "Loading the base model")
-    accelerator = open_accelerator(spec.training.precision, gpus=spec.compute.gpus)
-    model = load(
-        inputs.model,
-        inputs.family,
-        objective=spec.training.objective,
-        dtype=torch.float32 if isinstance(spec, ModelTrainingSpec) else BASE_DTYPES[spec.training.precision],
-        device=accelerator.device,
-    )
+    accelerator, model = load_model(spec, inputs.model, inputs.family)
     _require_sense(model, inputs.family, spec)
     regularization = regularization_of(spec)
     if regularization and regularization.class_ is not None:
         painted = paint_class(spec, regularization, model, prefix=plan.prefix, services=services)
         course = _with_prior(course, painted, spec, path="spec.regularization.class")
-    latents, items = LatentCache(services.work / "latents", model.vae, mask=course.mask), course.known_ahead
+    latents, items = LatentCache(services.work / LATENTS, model.vae, mask=course.mask), course.known_ahead
     if course.encodes_in_steps:
         LOG.info("training.augmentation: pictures are encoded while training, so the VAE stays on %s", model.device)
 
@@ -146,6 +143,19 @@ def prepare(plan: RunPlan, services: Services, inputs: Inputs) -> Session:
     return open_session(
         spec, course, model, latents=latents, accelerator=accelerator, inputs=inputs.fingerprint(course)
     )
+
+
+def load_model(spec: TrainingSpec, file: WeightsFile, family: Family) -> tuple[Accelerator, StableDiffusion]:
+    """Load a base model onto the device that the spec asks for; what is trained of a whole model must be in fp32."""
+    accelerator = open_accelerator(spec.training.precision, gpus=spec.compute.gpus)
+    model = load(
+        file,
+        family,
+        objective=spec.training.objective,
+        dtype=torch.float32 if isinstance(spec, ModelTrainingSpec) else BASE_DTYPES[spec.training.precision],
+        device=accelerator.device,
+    )
+    return accelerator, model
 
 
 def _require_sense(model: StableDiffusion, family: Family, spec: TrainingSpec) -> None:

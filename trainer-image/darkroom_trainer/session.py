@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from accelerate import Accelerator
@@ -34,7 +34,12 @@ from darkroom_trainer.optimizers import (
 )
 from darkroom_trainer.randomness import noise_source, shuffler
 from darkroom_trainer.schedules import schedule_factor
+from darkroom_trainer.team import ALONE, Team
 from darkroom_trainer.trainees import Trainee
+
+STEP: Final = "step"
+LOAD: Final = "load"
+"""What a leader lets the other processes of its run do."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,8 @@ class Session:
     prompts: PromptCache | None = None
     """Encoded prompts, where no text encoder is trained, or none any more."""
     average: Average | None = None
+    team: Team = ALONE
+    """The processes that share each step."""
 
     @property
     def is_finished(self) -> bool:
@@ -105,6 +112,7 @@ class Session:
         Raises:
             RunError: The loss or its gradient is not finite; the weights stay as they were.
         """
+        self.team.lead(STEP)
         number, training = self.position.step, self.spec.training
         factor = schedule_factor(training.schedule, number, self.course.total_steps)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
@@ -112,7 +120,7 @@ class Session:
         window = self.course.window(number)
         self._freeze_text_encoders(number)
         self.optimizer.zero_grad(set_to_none=True)
-        value = self._accumulate(window, number)
+        value = self._accumulate_together(window, number)
         # Without a limit the norm is still wanted: it tells whether the gradient is finite.
         limit = training.maximum_gradient_norm or math.inf
         norm = self.accelerator.clip_grad_norm_(self.trainee.named_parameters().values(), limit)
@@ -136,6 +144,20 @@ class Session:
                 parameter.grad = None
         self.prompts = PromptCache(self.model, self.spec.training.text_encoding)
 
+    def _accumulate_together(self, window: list[list[Item]], step: int) -> float:
+        """Add up gradient and loss over all processes.
+
+        Raises:
+            RunError: One of them cannot go on; all raise it.
+        """
+        value, problem = 0.0, None
+        try:
+            value = self._accumulate(window, step)
+        except RunError as error:
+            problem = error
+        self.team.agree(problem)
+        return self.team.sum_up(value, self.trainee.named_parameters().values())
+
     def _accumulate(self, window: list[list[Item]], step: int) -> float:
         """Add up the gradient of the mean loss over all the window's pictures, and return that loss.
 
@@ -147,14 +169,17 @@ class Session:
         captions = self.spec.training.captions
         parts = [(batch, 1.0, captions) for batch in window]
         parts += [(batch, weight, without_ends(captions)) for batch in self.course.prior_window(step)]
+        numbered = []
         for batch, factor, shown_as in parts:
-            loss = self._loss(batch, step, first=shown, captions=shown_as)
+            numbered.append((batch, factor, shown_as, shown))
+            shown += len(batch)
+        for batch, factor, shown_as, first in self.team.share(numbered):
+            loss = self._loss(batch, step, first=first, captions=shown_as)
             require_finite(f"loss of {self._place}", float(loss.detach()), batch)
             # By pictures, not by batches: a bucket's last batch and an epoch's last window may be short.
             share = factor * len(batch) / num_pictures
             self.accelerator.backward(loss * share)
             value += float(loss.detach()) * share
-            shown += len(batch)
         return value
 
     def _loss(self, batch: list[Item], step: int, *, first: int, captions: Captions) -> torch.Tensor:
@@ -226,6 +251,7 @@ class Session:
 
     def load(self, directory: Path) -> None:
         """Go on from a resume state."""
+        self.team.lead(LOAD, str(directory))
         self.position, scaler = state.load(
             directory,
             parameters=self.trainee.named_parameters(),
@@ -257,6 +283,7 @@ def open_session(
     latents: LatentCache,
     accelerator: Accelerator,
     inputs: str,
+    team: Team = ALONE,
 ) -> Session:
     """Make trainable what the spec asks for, and put an optimizer over it."""
     training = spec.training
@@ -275,6 +302,6 @@ def open_session(
     prompts = PromptCache(model, training.text_encoding) if reads_alike else None
     decay = average_decay(spec)
     average = Average(trainee.named_parameters(), decay) if decay is not None else None
-    return Session(
-        spec, course, model, latents, accelerator, trainee, optimizer, peaks, inputs, prompts=prompts, average=average
-    )
+    session = Session(spec, course, model, latents, accelerator, trainee, optimizer, peaks, inputs)
+    session.prompts, session.average, session.team = prompts, average, team
+    return session

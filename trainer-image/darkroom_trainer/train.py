@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 
 from darkroom_api.plan import RunPlan
 from darkroom_api.progress import Stage
 from darkroom_trainer.errors import StopRequested
+from darkroom_trainer.following import followed
 from darkroom_trainer.hardware import memory_limit
-from darkroom_trainer.preparing import fetch, prepare
+from darkroom_trainer.preparing import LATENTS, fetch, prepare
 from darkroom_trainer.restoring import restore
 from darkroom_trainer.results import Results
 from darkroom_trainer.services import Services
@@ -22,10 +24,11 @@ def train(plan: RunPlan, services: Services) -> None:
         StopRequested: After the state is saved and durable.
     """
     reporter, publisher, stop = services.reporter, services.publisher, services.stop
-    with memory_limit():
+    with memory_limit(), ExitStack() as stack:
         inputs = fetch(plan, services)
         reporter.planned(inputs.plan)
         session = prepare(plan, services, inputs)
+        stack.enter_context(followed(session, model=inputs.model.path, latents=services.work / LATENTS))
         restored = restore(services.store, plan.prefix, services.work)
         publisher.adopt(restored)
         if restored.state_directory:

@@ -74,6 +74,7 @@ class Maker:
                 scan(self._pictures, mask=spec.training.mask),
                 spec.training,
                 validation=spec.validation,
+                processes=spec.compute.num_processes,
             ),
         )
         latents = LatentCache(self._directory / f"latents-{family}", model.vae, mask=course.mask)

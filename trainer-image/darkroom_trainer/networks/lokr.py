@@ -34,11 +34,11 @@ class Kronecker(Adapted):
         layer, small, large = self.place.layer, self._matrix(_SMALL), self._matrix(_LARGE)
         outer = small.shape[1]
         if isinstance(layer, torch.nn.Linear):
-            rows = functional.linear(inputs.unflatten(-1, (outer, -1)), large.flatten(1))
+            rows = functional.linear(torch.unflatten(inputs, -1, (outer, -1)), large.flatten(1))
             return functional.linear(rows.mT, small).mT.flatten(-2) * self.scale
         large = large.view(large.shape[0], -1, *layer.weight.shape[2:])
-        groups = convolve(layer, inputs.unflatten(1, (outer, -1)).flatten(0, 1), large)
-        groups = groups.unflatten(0, (-1, outer))
+        groups = convolve(layer, torch.unflatten(inputs, 1, (outer, -1)).flatten(0, 1), large)
+        groups = torch.unflatten(groups, 0, (-1, outer))
         mixed = functional.linear(groups.movedim(1, -1), small).movedim(-1, 1)
         return mixed.flatten(1, 2) * self.scale
 

@@ -1,0 +1,139 @@
+"""Processes that share a step: the sums are whole, an error is everybody's, and two do what one would."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+from darkroom_api.failures import FailureReason
+from darkroom_trainer import team as teams
+from darkroom_trainer.errors import RunError
+from darkroom_trainer.following import followed
+from darkroom_trainer.team import ALONE, Together
+from tests.unit.trainer.sessions import Maker, weights
+
+
+def test_alone_everything_is_ones_own() -> None:
+    ALONE.lead("step")
+    assert ALONE.share([1, 2, 3]) == [1, 2, 3]
+    assert ALONE.sum_up(0.5, []) == 0.5
+    ALONE.agree(None)
+    with pytest.raises(RunError, match="boom"):
+        ALONE.agree(RunError(FailureReason.LOSS_NOT_FINITE, "boom"))
+
+
+def _join(port: int, rank: int, task: Callable[[Together], Any], results: Any) -> None:
+    torch.set_num_threads(1)
+    team = Together(TCPStore("127.0.0.1", port), rank=rank, size=2, on_gpu=False)
+    try:
+        results.put((rank, task(team)))
+    finally:
+        team.close()
+
+
+def in_two(task: Callable[[Together], Any]) -> list[Any]:
+    """Run a task in two processes and return what each makes of it."""
+    context = multiprocessing.get_context("spawn")
+    meeting, results = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False), context.Queue()
+    members = [context.Process(target=_join, args=(meeting.port, rank, task, results)) for rank in (0, 1)]
+    for member in members:
+        member.start()
+    found = dict(results.get(timeout=240) for _ in members)
+    for member in members:
+        member.join(60)
+        assert member.exitcode == 0
+    return [found[rank] for rank in (0, 1)]
+
+
+def sum_gradients(team: Together) -> tuple[float, list[Any]]:
+    teams._CHUNK = 8  # several chunks
+    parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 3), (4,), (5,), (1,))]
+    parameters[0].grad = torch.full((2, 3), 1.0 + team.rank)
+    if team.rank:  # the others have none: a step with fewer batches than processes
+        parameters[1].grad = torch.full((4,), 0.5)
+    parameters[3].grad = torch.tensor([2.0**-30])
+    total = team.sum_up(0.25 + team.rank, parameters)
+    return total, [None if it.grad is None else it.grad.tolist() for it in parameters]
+
+
+def test_gradients_and_losses_are_summed_and_none_stays_none() -> None:
+    whole = (1.5, [[[3.0] * 3] * 2, [0.5] * 4, None, [2.0**-29]])
+    assert in_two(sum_gradients) == [whole, whole]
+
+
+def lead_share_and_fail(team: Together) -> list[Any]:
+    heard: list[Any] = [team.share(["a", "b", "c"])]
+    if team.rank == 0:
+        team.lead("load", "/x")
+    else:
+        heard.append(team.follow())
+    team.agree(None)
+    try:
+        team.agree(RunError(FailureReason.LOSS_NOT_FINITE, "one's own", advice="Do.") if team.rank else None)
+    except RunError as error:
+        heard.append((error.reason.value, error.message, error.advice))
+    return heard
+
+
+def test_commands_shares_and_errors_reach_all() -> None:
+    leader, follower = in_two(lead_share_and_fail)
+    error = ("LossNotFinite", "one's own", "Do.")
+    assert leader == [["a", "c"], error]
+    assert follower == [["b"], ("load", "/x"), error]
+
+
+def test_two_processes_do_what_one_does_in_twice_the_batches(make: Maker, base_file: Path, tmp_path: Path) -> None:
+    """The same pictures, noise and weights in the mean; sums in another order, so equal but for rounding."""
+    alone = make(gradientAccumulation=2)
+    expected = [alone.step().loss for _ in range(3)]
+    session = make(fields={"compute": {"gpus": 0, "processes": 2}})
+    assert session.course.steps_per_epoch == alone.course.steps_per_epoch
+    with followed(session, model=base_file, latents=tmp_path / "latents-SD15"):
+        assert session.team.size == 2
+        losses = [session.step().loss for _ in range(2)]
+        session.capture().write(tmp_path / "state")
+        losses.append(session.step().loss)
+        done = weights(session)
+        session.load(tmp_path / "state")
+        assert session.step().loss == losses[-1]  # the followers have gone back too
+        assert all(torch.equal(it, done[name]) for name, it in weights(session).items())
+    assert session.team.size == 1
+    assert losses == pytest.approx(expected, rel=1e-5)
+    for name, weight in weights(alone).items():
+        torch.testing.assert_close(done[name], weight, rtol=1e-4, atol=2e-5)
+
+
+def test_a_lost_process_is_named(make: Maker, base_file: Path, tmp_path: Path) -> None:
+    session = make(fields={"compute": {"gpus": 0, "processes": 2}})
+
+    def lose_one() -> None:
+        with followed(session, model=base_file, latents=tmp_path / "latents-SD15"):
+            session.step()
+            (follower,) = multiprocessing.active_children()
+            follower.kill()
+            session.step()
+
+    with pytest.raises(RuntimeError, match=r"a process of the run ended: follower-1 with -9"):
+        lose_one()
+    assert not multiprocessing.active_children()
+
+
+def test_an_error_in_one_process_ends_all(make: Maker, base_file: Path, tmp_path: Path) -> None:
+    session = make(fields={"compute": {"gpus": 0, "processes": 2}})
+
+    def break_the_leader() -> None:
+        with followed(session, model=base_file, latents=tmp_path / "latents-SD15"):
+            for parameter in list(session.trainee.named_parameters().values())[:4]:
+                parameter.data.fill_(float("nan"))
+            session.step()
+
+    with pytest.raises(RunError, match=r"not finite|is nan") as caught:
+        break_the_leader()
+    assert caught.value.reason is FailureReason.LOSS_NOT_FINITE
+    assert not multiprocessing.active_children()
