@@ -19,6 +19,29 @@ def _rules(*more: tuple[str, str]) -> ConfigDict:
     return ConfigDict(json_schema_extra={"x-kubernetes-validations": stated})
 
 
+Glob = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class Targets(Model):
+    """The layers that take part. Without a word here it is those that kohya adapts."""
+
+    layers: Literal["All", "Attention", "CrossAttention", "FeedForward"] = Field(
+        default="All",
+        description="Kind of layers: all, those of attention, of attention to the prompt alone (the UNet's attn2), or "
+        "the two behind each attention.",
+    )
+    include: list[Glob] = Field(
+        default_factory=list,
+        max_length=64,
+        description="Globs over the layers' names in kohya's files, such as lora_unet_output_blocks_0_1_*; * stands "
+        "for any characters. A layer must match one. SDXL's blocks go by their names in diffusers as well "
+        "(lora_unet_up_blocks_0_attentions_1_*). Default: every layer.",
+    )
+    exclude: list[Glob] = Field(
+        default_factory=list, max_length=64, description="Globs of layers that are left out after all. Default: none."
+    )
+
+
 class _Network(Model):
     """What all networks have: strength, and where they are."""
 
@@ -45,6 +68,7 @@ class _Network(Model):
         le=4096,
         description="Scale in those convolutions: convAlpha / convRank. Goes with convRank.",
     )
+    targets: Targets = Field(default_factory=Targets, description="Which layers take part.")
 
     @model_validator(mode="after")
     def _convolutions_have_both(self) -> Self:

@@ -14,6 +14,7 @@ from darkroom_trainer.dataset import Picture
 from darkroom_trainer.embeddings import insert
 from darkroom_trainer.families.model import UNET_PART, StableDiffusion
 from darkroom_trainer.networks.adapter import Adapter, inject
+from darkroom_trainer.networks.selection import choose_places
 from darkroom_trainer.optimizers import text_encoder_learning_rate
 from darkroom_trainer.trainees import Trainee
 from darkroom_trainer.whole_model import unfreeze
@@ -41,6 +42,21 @@ def _(spec: ModelTrainingSpec, model: StableDiffusion) -> Trainee:
 @open_trainee.register
 def _(spec: EmbeddingTrainingSpec, model: StableDiffusion) -> Trainee:
     return insert(spec.embedding, model, seed=spec.training.seed)
+
+
+@singledispatch
+def check_model(spec: object, model: StableDiffusion) -> None:
+    """Refuse what only the loaded model tells to be wrong, before anything is computed with it.
+
+    Raises:
+        RunError: Options and model do not fit.
+    """
+
+
+@check_model.register
+def _(spec: LoraTrainingSpec, model: StableDiffusion) -> None:
+    trains_text = text_encoder_learning_rate(spec.training.optimizer) > 0
+    choose_places(spec.network, model, train_text_encoder=trains_text)
 
 
 @singledispatch

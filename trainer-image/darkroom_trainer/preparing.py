@@ -38,7 +38,7 @@ from darkroom_trainer.hardware import BASE_DTYPES, open_accelerator
 from darkroom_trainer.items import placed
 from darkroom_trainer.latents import LatentCache
 from darkroom_trainer.metadata import BaseModelFile, hash_base_model
-from darkroom_trainer.opening import check_pictures
+from darkroom_trainer.opening import check_model, check_pictures
 from darkroom_trainer.priors import Prior, regularization_of, repeated
 from darkroom_trainer.services import Services
 from darkroom_trainer.session import Session, open_session
@@ -127,6 +127,7 @@ def prepare(plan: RunPlan, services: Services, inputs: Inputs) -> Session:
     reporter.stage(Stage.INSPECTING, "Loading the base model")
     accelerator, model = load_model(spec, inputs.model, inputs.family)
     _require_sense(model, inputs.family, spec)
+    check_model(spec, model)
     regularization = regularization_of(spec)
     if regularization and regularization.class_ is not None:
         painted = paint_class(spec, regularization, model, prefix=plan.prefix, services=services)

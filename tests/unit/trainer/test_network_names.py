@@ -54,7 +54,15 @@ def published(family: str) -> StableDiffusion:
     links = links_of(FAMILIES[family], {"unet": unet, "vae": vae, **parts}, layers_per_block=2)
     rest: Any = None
     return StableDiffusion(
-        FAMILIES[family], unet, rest, tuple(encoders), rest, links, torch.device("meta"), torch.float32
+        file=rest,
+        family=FAMILIES[family],
+        unet=unet,
+        vae=rest,
+        text_encoders=tuple(encoders),
+        scheduler=rest,
+        links=links,
+        device=torch.device("meta"),
+        dtype=torch.float32,
     )
 
 

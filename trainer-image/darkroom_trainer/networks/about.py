@@ -9,7 +9,7 @@ import json
 from functools import singledispatch
 from typing import Final
 
-from darkroom_api.networks import DoRA, LoHa, LoKr, LoRA, Network
+from darkroom_api.networks import DoRA, LoHa, LoKr, LoRA, Network, Targets
 
 _LYCORIS: Final = "lycoris.kohya"
 
@@ -19,7 +19,7 @@ def about_network(network: Network) -> dict[str, object]:
     module, arguments = implementation(network)
     if network.conv_rank is not None:
         arguments |= {"conv_dim": str(network.conv_rank), "conv_alpha": str(network.conv_alpha)}
-    elif module == _LYCORIS:
+    elif module == _LYCORIS and network.targets == Targets():
         arguments["preset"] = "attn-mlp"  # its own default takes convolutions too
     return {
         "ss_network_module": module,

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 
 from darkroom_api.networks import Network
-from darkroom_trainer.families.model import UNET_PART, StableDiffusion
+from darkroom_trainer.families.model import StableDiffusion
 from darkroom_trainer.lora_format import encode_lora, exactly
 from darkroom_trainer.networks.adapted import Adapted
 from darkroom_trainer.networks.building import build
-from darkroom_trainer.networks.places import find_places
+from darkroom_trainer.networks.selection import choose_places
 from darkroom_trainer.number_formats import copied
 from darkroom_trainer.randomness import noise_source
 from darkroom_trainer.trainees import Write
@@ -86,8 +86,7 @@ class Adapter:
 
 def inject(network: Network, model: StableDiffusion, *, seed: int, train_text_encoder: bool) -> Adapter:
     """Put the network that a spec asks for into a model; at first it changes nothing that the model paints."""
-    parts = model.parts if train_text_encoder else {UNET_PART: model.unet}
-    places = [it for part in parts for it in find_places(model, part, convolutions=network.conv_rank is not None)]
+    places = choose_places(network, model, train_text_encoder=train_text_encoder)
     layers = tuple(build(network, it, noise_source(seed, "adapter", it.part, it.module)) for it in places)
     for layer in layers:
         layer.attach()

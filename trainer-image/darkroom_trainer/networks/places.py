@@ -23,9 +23,14 @@ class Place:
     """As in `StableDiffusion.parts`."""
     module: str
     """The layer's path in its part."""
-    name: str
-    """The layer's name in kohya's files."""
+    names: tuple[str, ...]
+    """The layer's names in files: kohya's first, then others that are seen for it."""
     layer: torch.nn.Linear | torch.nn.Conv2d
+
+    @property
+    def name(self) -> str:
+        """Return the layer's name in our files."""
+        return self.names[0]
 
     @property
     def is_spatial(self) -> bool:
