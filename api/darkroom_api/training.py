@@ -20,15 +20,23 @@ from darkroom_api.text_encoding import TextEncoding
 from darkroom_api.trackers import EACH_TYPE_ONCE, Tracker, each_type_once
 from darkroom_api.validation import Validation
 
+_SHA256_OF_FILES = "sha256 is that of a file; it cannot be given for a folder"
 _FREE_OF_SCHEDULES = "schedule must be Constant, with or without warm-up, for optimizer ScheduleFreeAdamW"
 
 
 class BaseModelSource(Model):
     """The model that training starts from: Stable Diffusion 1.5, 2.x or XL."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {"rule": "!has(self.sha256) || !self.uri.endsWith('/')", "message": _SHA256_OF_FILES}
+            ]
+        },
+    )
     uri: S3Uri = Field(
         description="Address of the file (.safetensors or .ckpt), s3://BUCKET/KEY, or "
-        "of a folder in diffusers' layout, ending in /."
+        "of a folder in diffusers' layout, ending in /, of which the run makes one file."
     )
     family: Literal["SD15", "SD2", "SDXL"] | None = Field(
         default=None,
@@ -41,6 +49,17 @@ class BaseModelSource(Model):
         max_length=64,
         description="SHA-256 of the file, in hexadecimal; another file is refused.",
     )
+
+    @property
+    def is_folder(self) -> bool:
+        """Tell whether it is a folder in diffusers' layout."""
+        return self.uri.endswith("/")
+
+    @model_validator(mode="after")
+    def _sha256_is_of_a_file(self) -> Self:
+        if self.sha256 is not None and self.is_folder:
+            raise ValueError(_SHA256_OF_FILES)
+        return self
 
 
 class DatasetSource(Model):

@@ -15,6 +15,7 @@ from typing import Final
 from darkroom_api.failures import FailureReason
 from darkroom_api.training import BaseModelSource, TrainingSpec
 from darkroom_api.uris import S3Location, check_key, parse_s3
+from darkroom_trainer.diffusers_folder import INDEX, classes_of, wanted_files
 from darkroom_trainer.errors import RunError
 from darkroom_trainer.priors import regularization_of
 from darkroom_trainer.store import ChecksumError, Store, StoredObject
@@ -55,7 +56,10 @@ def check_inputs(store: Store, model: BaseModelSource, prefixes: Mapping[str, S3
     """
     location = _base_model(model)
     try:
-        store.size(location)
+        if model.is_folder:
+            _folder_files(store, location)
+        else:
+            store.size(location)
     except RunError as error:
         raise _at("spec.baseModel.uri", error) from error
     for field, prefix in prefixes.items():
@@ -87,7 +91,7 @@ def _at(path: str, error: RunError) -> RunError:
 def fetch_base_model(
     store: Store, source: BaseModelSource, directory: Path, *, on_progress: OnProgress | None = None
 ) -> Path:
-    """Download the base model and return its path.
+    """Download the base model and return its path: a file, or a folder with what is needed of it.
 
     Raises:
         RunError: There is no such object, or it is not the file whose SHA-256 the spec gives.
@@ -95,6 +99,11 @@ def fetch_base_model(
     location = _base_model(source)
     path = directory / location.key.rpartition("/")[2]
     try:
+        if source.is_folder:
+            files = _folder_files(store, location)
+            check_room(files, location, free=free_bytes(path))
+            _download_all(store, location, files, directory=path, on_progress=on_progress)
+            return path
         store.download(location, path, sha256=source.sha256, on_progress=on_progress)
     except ChecksumError as error:
         raise RunError(
@@ -105,6 +114,43 @@ def fetch_base_model(
     except RunError as error:
         raise _at("spec.baseModel.uri", error) from error
     return path
+
+
+def _folder_files(store: Store, location: S3Location) -> dict[str, int]:
+    """Return the files of a diffusers folder that a run needs, with their sizes."""
+    skip = len(location.key) + 1
+    there = {found.key[skip:]: found.size for found in _files(store.list(location, at_most=MAXIMUM_FILES))}
+    if INDEX not in there:
+        raise RunError(
+            FailureReason.NOT_FOUND,
+            f"{location}/: there is no {INDEX} below this prefix",
+            advice="Correct baseModel.uri: a folder in diffusers' layout ends in / and holds that file; a single file "
+            "does not end in /.",
+        )
+    try:
+        return {name: there[name] for name in wanted_files(there, classes_of(store.read(location.join(INDEX))))}
+    except RunError as error:
+        raise _at(f"{location}/", error) from error
+
+
+def check_room(files: Mapping[str, int], location: S3Location, *, free: int) -> None:
+    """Refuse a folder of which no file can be made: there must be room for both.
+
+    Args:
+        files: What is needed of it, with sizes.
+        location: The folder.
+        free: Bytes that the scratch volume has left.
+
+    Raises:
+        RunError: There is less.
+    """
+    if (needed := 2 * sum(files.values()) + SPARE_DISK_BYTES) > free:
+        raise RunError(
+            FailureReason.INTERNAL_ERROR,
+            f"{location}/: {needed} bytes are needed to make one file of it, but only {free} are free on the pod's "
+            "scratch volume",
+            advice="Raise compute.scratchSize, or give the node more disk.",
+        )
 
 
 def fetch_dataset(

@@ -23,6 +23,7 @@ from darkroom_trainer.class_pictures import paint_class
 from darkroom_trainer.dataset import Picture, scan
 from darkroom_trainer.errors import RunError
 from darkroom_trainer.families.configurations import SD15, Family
+from darkroom_trainer.families.folders import assemble
 from darkroom_trainer.families.loading import load
 from darkroom_trainer.families.model import StableDiffusion
 from darkroom_trainer.families.recognition import check_family, native_side
@@ -77,6 +78,9 @@ def fetch(plan: RunPlan, services: Services) -> Inputs:
     model = fetch_base_model(
         store, spec.base_model, services.work / "base-model", on_progress=reporter.transfer("base model")
     )
+    if spec.base_model.is_folder:
+        reporter.stage(Stage.INSPECTING, "Making one file of the base model's parts")
+        model = assemble(model, before_tensor=services.stop.check)
     file = open_weights(model)
     family = check_family(file.header.shapes, model.name, family=spec.base_model.family)
     with ThreadPoolExecutor(1, "hash") as pool:

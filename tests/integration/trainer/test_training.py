@@ -7,6 +7,7 @@ import json
 import math
 import signal
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from darkroom_api.failures import ExitCode, FailureReason
 from tests.builders.mlflow_server import mlflow_server
 from tests.builders.s3_proxy import S3Proxy
+from tests.e2e.painting import pipeline
 from tests.integration.trainer.trainer_runs import Attempt, Bench, Objects, killed_before
 
 STEPS = 8
@@ -178,3 +180,18 @@ def test_epochs_before_a_failure_are_durable_at_its_end(disturbed: Bench, proxy:
     assert [record.epoch for record in failing.result.checkpoints] == [1]
     assert disturbed.objects().has("checkpoints/epoch-000001/manifest.json")
     assert disturbed.objects().has("state/step-00000001/manifest.json")
+
+
+def test_a_diffusers_folder_as_base_model_trains_the_same_lora(
+    bench: Bench, base_model: Path, undisturbed: Objects, tmp_path: Path
+) -> None:
+    pipeline(base_model).save_pretrained(tmp_path / "folder")
+    bench.upload(tmp_path / "folder", "models/tiny")
+    spec = bench.spec(baseModel={"uri": f"s3://{bench.bucket}/models/tiny/", "family": "SD15"}, samples={})
+    code, result = bench.run_here(spec, name="from-folder")
+    assert (code, result.step) == (ExitCode.DONE, STEPS)
+    written = bench.objects("from-folder").read("from-folder.safetensors")
+    ours, theirs = load(written), load(undisturbed.read("calm.safetensors"))
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].equal(theirs[name]) for name in ours)
+    assert b'"ss_sd_model_name":"tiny.safetensors"' in written

@@ -67,6 +67,10 @@ def test_spec_survives_its_own_json(kind: TrainingKind, more: dict[str, Any]) ->
             "spec.network.LoKr: Value error, give either fullMatrix or decomposeBoth, not both",
         ),
         ({"network": {"type": "LoHa", "factor": 4}}, "spec.network.LoHa.factor: 4: Extra inputs are not permitted"),
+        (
+            {"baseModel": {"uri": "s3://models/sdxl/", "sha256": "0" * 64}},
+            "spec.baseModel: Value error, sha256 is that of a file; it cannot be given for a folder",
+        ),
         ({"dataset": {"uri": "s3://abc/d", "name": "d"}}, "spec.dataset: Value error, give either name or uri"),
         ({"dataset": {}}, "spec.dataset: Value error, give either name or uri"),
         ({"output": {"uri": "ftp://x"}}, "spec.output.uri: 'ftp://x': String should match pattern"),

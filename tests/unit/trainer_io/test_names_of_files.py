@@ -5,8 +5,9 @@ import pytest
 from darkroom_api.failures import FailureReason
 from darkroom_api.uris import S3Location
 from darkroom_trainer.errors import RunError
-from darkroom_trainer.fetching import MAXIMUM_FILE_BYTES, check_files
+from darkroom_trainer.fetching import MAXIMUM_FILE_BYTES, check_files, check_room
 from darkroom_trainer.store import StoredObject
+from darkroom_trainer.transferring import SPARE_DISK_BYTES
 
 AT = S3Location("studio", "anna/raw")
 
@@ -60,3 +61,11 @@ def test_sizes_are_bounded() -> None:
     with pytest.raises(RunError, match="only 1000 are free") as caught:
         check_files(objects("1_a/b.png"), AT, free=1000)
     assert "scratchSize" in caught.value.advice
+
+
+def test_a_folder_needs_room_for_itself_and_the_file_that_is_made_of_it() -> None:
+    files, spare = {"unet/a.safetensors": 2000, "vae/b.safetensors": 1000}, SPARE_DISK_BYTES
+    check_room(files, AT, free=6000 + spare)
+    with pytest.raises(RunError, match=rf"{6000 + spare} bytes are needed .* only {5999 + spare} are free") as caught:
+        check_room(files, AT, free=5999 + spare)
+    assert "compute.scratchSize" in caught.value.advice

@@ -43,7 +43,7 @@ V_PREDICTION_MARK: Final = "v_pred"
 ZERO_SNR_MARK: Final = "ztsnr"
 """An empty tensor that tells of a noise schedule which ends in pure noise."""
 _PLAIN: Final = Objective()
-_VAE_PART: Final = "vae"
+VAE_PART: Final = "vae"
 _MAXIMUM_LISTED: Final = 3
 
 
@@ -77,7 +77,7 @@ def load(
         with init_empty_weights():
             parts = {
                 UNET_PART: UNet2DConditionModel.from_config(configs.unet),
-                _VAE_PART: AutoencoderKL.from_config(configs.vae),
+                VAE_PART: AutoencoderKL.from_config(configs.vae),
                 **{
                     encoder.part: _build_text_encoder(encoder, config)
                     for encoder, config in zip(family.text_encoders, configs.text_encoders, strict=True)
@@ -85,7 +85,7 @@ def load(
             }
         links = links_of(family, parts, layers_per_block=configs.unet["layers_per_block"])
         for part, module in parts.items():
-            _fill(module, file, links[part], device=device, dtype=torch.float32 if part == _VAE_PART else dtype)
+            _fill(module, file, links[part], device=device, dtype=torch.float32 if part == VAE_PART else dtype)
         scheduler = DDIMScheduler.from_config(configs.scheduler)
     except (KeyError, ValueError, TypeError, RuntimeError, IndexError, AttributeError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
@@ -99,7 +99,7 @@ def load(
         TextEncoder(it, parts[it.part], load_tokenizer(OPEN_CLIP_PAD if it.is_open_clip else END))
         for it in family.text_encoders
     )
-    return StableDiffusion(file, family, parts[UNET_PART], parts[_VAE_PART], encoders, scheduler, links, device, dtype)
+    return StableDiffusion(file, family, parts[UNET_PART], parts[VAE_PART], encoders, scheduler, links, device, dtype)
 
 
 def load_path(
@@ -126,7 +126,7 @@ def configurations(file: WeightsFile, family: Family, objective: Objective) -> C
         own = json.loads(file.header.metadata.get(CONFIG_KEY, "{}"))
         return Configs(
             unet={**unet_config(family, shapes), **own.get(UNET_PART, {})},
-            vae={**vae_config(family, shapes), **own.get(_VAE_PART, {})},
+            vae={**vae_config(family, shapes), **own.get(VAE_PART, {})},
             text_encoders=tuple(
                 {**text_encoder_config(it, shapes), **own.get(it.part, {})} for it in family.text_encoders
             ),
@@ -162,7 +162,7 @@ def links_of(family: Family, parts: dict[str, torch.nn.Module], *, layers_per_bl
     names = {part: [name for name, _ in module.named_parameters()] for part, module in parts.items()}
     return {
         UNET_PART: unet_links(names[UNET_PART], UNET, layers_per_block=layers_per_block),
-        _VAE_PART: vae_links(names[_VAE_PART], VAE, num_levels=4),
+        VAE_PART: vae_links(names[VAE_PART], VAE, num_levels=4),
         **{
             it.part: (open_clip_links if it.is_open_clip else clip_links)(names[it.part], it.prefix)
             for it in family.text_encoders
