@@ -22,7 +22,7 @@ def layer_names(model: StableDiffusion, part: str, modules: list[str]) -> dict[s
     if part != UNET_PART:
         return {it: _text_encoder_names(model, part, it) for it in modules}
     layers, attending = model.unet.config.layers_per_block, attending_up_blocks(modules)
-    names = {
+    names: dict[str, tuple[str, ...]] = {
         it: (_flat(_UNET, it), _flat(_UNET, unet_key(it, layers_per_block=layers, attending=attending)))
         for it in modules
     }

@@ -12,11 +12,11 @@ import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from darkroom_api.failures import FailureReason
-from darkroom_trainer import team as teams
 from darkroom_trainer.errors import RunError
 from darkroom_trainer.following import followed
 from darkroom_trainer.team import ALONE, Together
 from tests.unit.trainer.sessions import Maker, weights
+from tests.unit.trainer.team_tasks import join, lead_share_and_fail, sum_gradients
 
 
 def test_alone_everything_is_ones_own() -> None:
@@ -28,20 +28,11 @@ def test_alone_everything_is_ones_own() -> None:
         ALONE.agree(RunError(FailureReason.LOSS_NOT_FINITE, "boom"))
 
 
-def _join(port: int, rank: int, task: Callable[[Together], Any], results: Any) -> None:
-    torch.set_num_threads(1)
-    team = Together(TCPStore("127.0.0.1", port), rank=rank, size=2, on_gpu=False)
-    try:
-        results.put((rank, task(team)))
-    finally:
-        team.close()
-
-
 def in_two(task: Callable[[Together], Any]) -> list[Any]:
     """Run a task in two processes and return what each makes of it."""
     context = multiprocessing.get_context("spawn")
     meeting, results = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False), context.Queue()
-    members = [context.Process(target=_join, args=(meeting.port, rank, task, results)) for rank in (0, 1)]
+    members = [context.Process(target=join, args=(meeting.port, rank, task, results)) for rank in (0, 1)]
     for member in members:
         member.start()
     found = dict(results.get(timeout=240) for _ in members)
@@ -51,34 +42,9 @@ def in_two(task: Callable[[Together], Any]) -> list[Any]:
     return [found[rank] for rank in (0, 1)]
 
 
-def sum_gradients(team: Together) -> tuple[float, list[Any]]:
-    teams._CHUNK = 8  # several chunks
-    parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 3), (4,), (5,), (1,))]
-    parameters[0].grad = torch.full((2, 3), 1.0 + team.rank)
-    if team.rank:  # the others have none: a step with fewer batches than processes
-        parameters[1].grad = torch.full((4,), 0.5)
-    parameters[3].grad = torch.tensor([2.0**-30])
-    total = team.sum_up(0.25 + team.rank, parameters)
-    return total, [None if it.grad is None else it.grad.tolist() for it in parameters]
-
-
 def test_gradients_and_losses_are_summed_and_none_stays_none() -> None:
     whole = (1.5, [[[3.0] * 3] * 2, [0.5] * 4, None, [2.0**-29]])
     assert in_two(sum_gradients) == [whole, whole]
-
-
-def lead_share_and_fail(team: Together) -> list[Any]:
-    heard: list[Any] = [team.share(["a", "b", "c"])]
-    if team.rank == 0:
-        team.lead("load", "/x")
-    else:
-        heard.append(team.follow())
-    team.agree(None)
-    try:
-        team.agree(RunError(FailureReason.LOSS_NOT_FINITE, "one's own", advice="Do.") if team.rank else None)
-    except RunError as error:
-        heard.append((error.reason.value, error.message, error.advice))
-    return heard
 
 
 def test_commands_shares_and_errors_reach_all() -> None:
