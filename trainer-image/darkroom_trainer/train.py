@@ -66,4 +66,6 @@ def train(plan: RunPlan, services: Services) -> None:
             except Exception:
                 results.salvage()
                 raise
+            finally:
+                reporter.adapted(session.adapted)
         results.flush()
