@@ -9,6 +9,7 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from darkroom_api.base import Model
+from darkroom_api.memory import Memory
 
 MAXIMUM_PROGRESS_BYTES: Final = 256 * 1024
 """A larger answer is cut off unread."""
@@ -116,4 +117,5 @@ class Progress(Model):
     checkpoints: list[CheckpointRecord] = Field(
         default_factory=list, max_length=1024, description="Checkpoints in the store, oldest first."
     )
+    memory: Memory | None = Field(default=None, description="Known once training may begin.")
     updated: datetime = Field(description="When this was true.")

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError
 
 from darkroom_api.base import Model
 from darkroom_api.failures import FailureReason
+from darkroom_api.memory import Memory
 from darkroom_api.names import TERMINATION_MESSAGE_BYTES
 from darkroom_api.progress import CheckpointRecord, EarlyStop, Plan
 
@@ -34,6 +35,7 @@ class RunResult(Model):
     best_epoch: int | None = Field(
         default=None, ge=1, description="Epoch of the least validation loss among those with a checkpoint in the store."
     )
+    memory: Memory | None = Field(default=None, description="What is known of the run's memory.")
     stopped_early: EarlyStop | None = Field(default=None, description="Why, if epochs were left out.")
     failure: RunFailure | None = Field(default=None, description="Why, if it failed.")
 

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field
 
 from darkroom_api.base import Model
 from darkroom_api.failures import FailureReason
+from darkroom_api.memory import Memory
 from darkroom_api.progress import Plan
 
 
@@ -127,6 +128,7 @@ class TrainingStatus(Model):
     failure: Failure | None = Field(default=None, description="Why the run failed, or why its last attempt did.")
     plan: Plan | None = Field(default=None, description="What the dataset turned out to mean in steps.")
     progress: ProgressStatus | None = Field(default=None, description="Live progress.")
+    memory: Memory | None = Field(default=None, description="What the run needs of its device's memory.")
     checkpoints: list[CheckpointStatus] = Field(
         default_factory=list,
         max_length=64,

@@ -11,6 +11,7 @@ from darkroom_api.base import Model
 from darkroom_api.captions import Captions
 from darkroom_api.compute import Compute
 from darkroom_api.masks import Mask
+from darkroom_api.memory import OutOfMemory
 from darkroom_api.objectives import Objective
 from darkroom_api.optimizers import AdamW, Optimizer
 from darkroom_api.samples import Samples, Seed
@@ -165,6 +166,14 @@ class Training(Model):
         default="FP32", description="Arithmetic of the model; the weights that are trained are kept in FP32 always."
     )
     gradient_checkpointing: bool = Field(default=False, description="Compute activations twice to hold fewer of them.")
+    out_of_memory: OutOfMemory = Field(
+        default="SplitBatchThenCheckpoint",
+        description="What is done when a step does not fit into the GPU's memory; it is then repeated. SplitBatch "
+        "passes its pictures through the model in ever smaller groups, by the same mathematics. "
+        "SplitBatchThenCheckpoint also turns gradientCheckpointing on: the same again, more slowly. ReduceResolution, "
+        "if even that is not enough, makes all buckets smaller, down to half of resolution, and so changes what is "
+        "learnt. Fail does nothing of this. What was done stays so to the run's end and is in status.memory.",
+    )
     seed: Seed = Field(default=42, description="All randomness of the run follows from this number.")
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from darkroom_api.memory import Adaptation
 from darkroom_api.status import CheckpointStatus, ConditionType, Phase, ProgressStatus, TrainingStatus
 from darkroom_cli.text import count, duration_text, size_text
 
@@ -74,12 +75,29 @@ def milestones(before: TrainingStatus | None, now: TrainingStatus) -> Iterator[s
     seconds = now.plan.estimated_seconds if now.plan else None
     if seconds is not None and (old.plan is None or old.plan.estimated_seconds is None):
         yield f"all steps take about {duration_text(seconds)} at the measured speed"
+    if (adaptation := _adaptation(now)) and adaptation != _adaptation(old):
+        yield f"memory lacked, so the run goes on with {', '.join(_done_otherwise(adaptation))}"
     if before and now.attempts > old.attempts > 0:
         yield f"attempt {now.attempts} begins"
     if now.failure and now.failure != old.failure and now.phase is not Phase.FAILED:
         yield f"the last attempt ended: {now.failure.reason}: {now.failure.message}"
     known = {checkpoint.uri for checkpoint in old.checkpoints}
     yield from (checkpoint_text(it, best=now.best_epoch) for it in now.checkpoints if it.uri not in known)
+
+
+def _adaptation(status: TrainingStatus) -> Adaptation | None:
+    return status.memory.adaptation if status.memory else None
+
+
+def _done_otherwise(adaptation: Adaptation) -> Iterator[str]:
+    if adaptation.micro_batch:
+        yield f"{count(adaptation.micro_batch, 'picture')} at once"
+    if adaptation.gradient_checkpointing:
+        yield "activations computed twice"
+    if adaptation.resolution:
+        yield f"pictures of resolution {adaptation.resolution}"
+    if adaptation.tiled_latents:
+        yield "pictures encoded in tiles"
 
 
 def is_worth_a_line(before: TrainingStatus | None, now: TrainingStatus) -> bool:

@@ -24,6 +24,7 @@ from darkroom_trainer.holding_out import each_once, hold_out, require_apart
 from darkroom_trainer.items import Item, placed
 from darkroom_trainer.priors import Prior
 from darkroom_trainer.randomness import shuffler
+from darkroom_trainer.reducing import Reduction
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Course:
     """Pictures of the class, which never change."""
     mask: Mask | None = None
     """Which places of pictures count."""
+    reduction: Reduction | None = None
+    """How buckets are made smaller in steps, where memory lacked for them."""
 
     @property
     def pictures(self) -> list[Picture]:
@@ -128,7 +131,7 @@ class Course:
             self._recent_order.clear()
             self._recent_order[epoch] = self.order(epoch)
         start = index * self.accumulation
-        window = self._recent_order[epoch][start : start + self.accumulation]
+        window = self._reduced(self._recent_order[epoch][start : start + self.accumulation])
         return self._changed(window, step) if self.changes_pictures else window
 
     def prior_window(self, step: int) -> list[list[Item]]:
@@ -139,7 +142,12 @@ class Course:
         num_pictures = sum(len(batch) for batch in self.window(step))
         earlier = self._recent_order[epoch][: index * self.accumulation]
         first = epoch * sum(map(len, self.buckets.values())) + sum(map(len, earlier))
-        return self.prior.batches(first, num_pictures, batch_size=self.batch_size)
+        return self._reduced(self.prior.batches(first, num_pictures, batch_size=self.batch_size))
+
+    def _reduced(self, window: list[list[Item]]) -> list[list[Item]]:
+        if self.reduction is None:
+            return window
+        return [[self.reduction.item(it) for it in batch] for batch in window]
 
     def _changed(self, window: list[list[Item]], step: int) -> list[list[Item]]:
         """Draw the changes of each picture of a step by its number: how the step is cut into batches changes none."""

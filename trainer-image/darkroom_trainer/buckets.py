@@ -43,13 +43,13 @@ class Placement:
 def place(size: Size, *, resolution: int, buckets: Buckets) -> Placement:
     """Choose a picture's bucket; sides of 0 mean that the picture is too small for any."""
     if not buckets.enabled:
-        return _cover(size, (resolution, resolution))
+        return cover(size, (resolution, resolution))
     if not buckets.upscale:
         return _shrink(size, area=resolution * resolution, step=buckets.step)
     sizes = bucket_sizes(resolution, buckets.minimum, buckets.maximum, buckets.step)
     if size in sizes:
-        return _cover(size, size)
-    return _cover(size, _nearest(size, sizes))
+        return cover(size, size)
+    return cover(size, _nearest(size, sizes))
 
 
 @lru_cache(maxsize=8)
@@ -76,7 +76,7 @@ def _nearest(size: Size, sizes: Sequence[Size]) -> Size:
     return min(sizes, key=lambda bucket: abs(bucket[0] / bucket[1] - ratio))
 
 
-def _cover(size: Size, bucket: Size) -> Placement:
+def cover(size: Size, bucket: Size) -> Placement:
     """Scale so that the picture just covers the bucket."""
     is_wider = size[0] / size[1] > bucket[0] / bucket[1]
     scale = bucket[1] / size[1] if is_wider else bucket[0] / size[0]

@@ -49,6 +49,7 @@ def judge(error: BaseException | None, *, run: str, reporter: Reporter | None, s
                 "checkpoints": told.checkpoints,
                 "best_epoch": told.best_epoch,
                 "stopped_early": reporter.early_stop,
+                "memory": reporter.memory,
             }
         )
     if error is None:

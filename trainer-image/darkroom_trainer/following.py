@@ -28,7 +28,7 @@ from darkroom_trainer.errors import RunError
 from darkroom_trainer.families.configurations import Family
 from darkroom_trainer.latents import LatentCache
 from darkroom_trainer.preparing import load_model
-from darkroom_trainer.session import LOAD, STEP, Session, open_session
+from darkroom_trainer.session import ADAPT, LOAD, STEP, Session, open_session
 from darkroom_trainer.team import ALONE, Together
 from darkroom_trainer.weights_file import open_weights
 
@@ -135,7 +135,8 @@ def follow(told: Follower) -> None:
     meeting = TCPStore(_MEETING_PLACE, told.port, is_master=False)
     team = Together(meeting, rank=told.rank, size=told.size, on_gpu=told.spec.compute.gpus > 0)
     accelerator, model = load_model(told.spec, open_weights(told.model), told.family)
-    latents = LatentCache(told.latents, model.vae, mask=told.course.mask)
+    may_tile = told.spec.training.out_of_memory != "Fail"
+    latents = LatentCache(told.latents, model.vae, mask=told.course.mask, may_tile=may_tile)
     session = open_session(
         told.spec, told.course, model, latents=latents, accelerator=accelerator, inputs=told.inputs, team=team
     )
@@ -143,6 +144,8 @@ def follow(told: Follower) -> None:
         match team.follow():
             case (word, path) if word == LOAD:
                 session.load(Path(path))
+            case (word, adaptation) if word == ADAPT:
+                session.follow(adaptation)
             case (word,) if word == STEP:
                 try:
                     session.step()

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from darkroom_api.failures import FailureReason
 from darkroom_trainer.errors import RunError
+from darkroom_trainer.fitting import in_a_line
 
 BASE_DTYPES: Final = {"FP32": torch.float32, "BF16": torch.bfloat16, "FP16": torch.float16}
 _MIXED: Final = {"FP32": "no", "BF16": "bf16", "FP16": "fp16"}
@@ -41,8 +42,12 @@ def open_accelerator(precision: str, *, gpus: int) -> Accelerator:
 
 
 @contextmanager
-def memory_limit() -> Iterator[None]:
-    """Turn an accelerator's lack of memory into the run's failure.
+def memory_limit(what: str = "the run", *, advice: str | None = None) -> Iterator[None]:
+    """Turn an accelerator's lack of memory, after all that could be done about it, into the run's failure.
+
+    Args:
+        what: What it was needed for.
+        advice: What to do; by default the reason's usual one.
 
     Raises:
         RunError: With how much there was.
@@ -50,8 +55,14 @@ def memory_limit() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        total = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
-        raise RunError(
-            FailureReason.ACCELERATOR_OUT_OF_MEMORY,
-            f"the accelerator's {total / 2**30:.1f} GiB are not enough: {str(error).splitlines()[0][:300]}",
-        ) from error
+        raise out_of_memory(f"{what}: {in_a_line(error)}", advice) from error
+
+
+def out_of_memory(message: str, advice: str | None = None) -> RunError:
+    """Return the error of a run whose device has too little memory, with how much there is."""
+    total = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
+    return RunError(
+        FailureReason.ACCELERATOR_OUT_OF_MEMORY,
+        f"the accelerator's {total / 2**30:.1f} GiB are not enough for {message}",
+        advice=advice,
+    )

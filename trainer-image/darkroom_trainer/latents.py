@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from darkroom_api.failures import FailureReason
 from darkroom_api.masks import Mask
 from darkroom_trainer.errors import RunError
+from darkroom_trainer.fitting import Fitting, tiled
 from darkroom_trainer.host_memory import host_memory_bytes
 from darkroom_trainer.items import Item
 from darkroom_trainer.pixels import mask_weights, to_mask, to_pixels
@@ -40,14 +41,22 @@ class LatentCache:
         directory: Where they lie.
         vae: Encodes them; on the device that it is on at that time.
         mask: Which masks they have, if any.
-        memory_bytes: How much of the memory they may take; by default an eighth of the pod's.
+        may_tile: Whether a picture that does not fit into the device's memory may be encoded in tiles.
+        memory_bytes: How much of the host's memory they may take; by default an eighth of the pod's.
     """
 
     def __init__(
-        self, directory: Path, vae: AutoencoderKL, *, mask: Mask | None = None, memory_bytes: int | None = None
+        self,
+        directory: Path,
+        vae: AutoencoderKL,
+        *,
+        mask: Mask | None = None,
+        may_tile: bool = False,
+        memory_bytes: int | None = None,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory, self._vae, self._mask = directory, vae, mask
+        self._may_tile, self.has_tiled = may_tile, False
         self._room = host_memory_bytes() // _MEMORY_SHARE if memory_bytes is None else memory_bytes
         self._held: dict[str, _Tensors] = {}
 
@@ -88,8 +97,23 @@ class LatentCache:
 
     def _encoded(self, item: Item) -> _Tensors:
         if not item.changes.are_known_ahead:
+            return self._encode(item)
+        return self._kept(_key(item), lambda: self._encode(item))
+
+    def _encode(self, item: Item) -> _Tensors:
+        """Encode a picture, in tiles if the memory is not enough and that is allowed.
+
+        Each picture is tried whole: what earlier ones were done with would else depend on where a run resumed.
+        """
+        if not self._may_tile:
             return _encode(item, self._vae)
-        return self._kept(_key(item), lambda: _encode(item, self._vae))
+        return Fitting(item.picture.name).do(lambda: _encode(item, self._vae), lambda: self._encode_tiled(item))
+
+    def _encode_tiled(self, item: Item) -> _Tensors:
+        with tiled(self._vae):
+            encoded = _encode(item, self._vae)
+        self.has_tiled = True
+        return encoded
 
     def _masked(self, item: Item, spec: Mask) -> torch.Tensor:
         if item.changes.corner is not None or item.picture.mask_sha256 is None:

@@ -136,7 +136,13 @@ def prepare(plan: RunPlan, services: Services, inputs: Inputs) -> Session:
     if regularization and regularization.class_ is not None:
         painted = paint_class(spec, regularization, model, prefix=plan.prefix, services=services)
         course = _with_prior(course, painted, spec, path="spec.regularization.class")
-    latents, items = LatentCache(services.work / LATENTS, model.vae, mask=course.mask), course.known_ahead
+    latents = LatentCache(
+        services.work / LATENTS,
+        model.vae,
+        mask=course.mask,
+        may_tile=spec.training.out_of_memory != "Fail",
+    )
+    items = course.known_ahead
     if course.encodes_in_steps:
         LOG.info("training.augmentation: pictures are encoded while training, so the VAE stays on %s", model.device)
 

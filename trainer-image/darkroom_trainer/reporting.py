@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
+from darkroom_api.memory import AS_ASKED, Adaptation, Memory
 from darkroom_api.progress import CheckpointRecord, EarlyStop, Plan, Progress, Stage
 from darkroom_trainer.choosing import best_epoch
 from darkroom_trainer.pace import Pace
@@ -68,6 +69,7 @@ class Reporter:
         self._checkpoints: dict[int, CheckpointRecord] = {}
         self._validations: dict[int, float] = {}
         self._early_stop: EarlyStop | None = None
+        self._memory: Memory | None = None
         self._updated, self._lined_at = now(), clock()
         self._bytes = {"up": 0, "down": 0}
         self._storage_failures = self._waiting = 0
@@ -164,6 +166,18 @@ class Reporter:
             self._touch()
         LOG.info("Stopping early after epoch %d; validations without improvement: %d", stop.epoch, stop.validations)
 
+    def adapted(self, adaptation: Adaptation) -> None:
+        """Tell what is done otherwise than the spec says because memory lacked; nothing is, if all is as it was made.
+
+        What is known already may be told again.
+        """
+        with self._lock:
+            known = self._memory or Memory()
+            told = known.model_copy(update={"adaptation": adaptation if adaptation != AS_ASKED else None})
+            if told != self._memory:
+                self._memory = told
+                self._touch()
+
     def checkpointed(self, record: CheckpointRecord, *, fresh: bool = False) -> None:
         """Tell of a checkpoint whose manifest lies in the store; a later record of the same epoch takes its place.
 
@@ -229,6 +243,12 @@ class Reporter:
             return self._early_stop
 
     @property
+    def memory(self) -> Memory | None:
+        """Return what is known of the run's memory; None before training begins."""
+        with self._lock:
+            return self._memory
+
+    @property
     def plan(self) -> Plan | None:
         """Return what the dataset means in steps, once that is known."""
         with self._lock:
@@ -260,6 +280,7 @@ class Reporter:
                 validation_loss=validations[max(validations)] if validations else None,
                 best_epoch=self.best_epoch,
                 checkpoints=self.records()[-MAXIMUM_CHECKPOINTS:],
+                memory=self._memory,
                 updated=self._updated,
             )
 

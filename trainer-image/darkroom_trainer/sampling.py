@@ -7,20 +7,23 @@ two steps. A test holds the equality: base model + `load_lora_weights(checkpoint
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 
 from darkroom_api.samples import Hires, Samples
 from darkroom_api.text_encoding import TextEncoding
-from darkroom_trainer.conditioning import Frame, encode_prompts, joined, unet_arguments
+from darkroom_trainer.conditioning import Conditions, Frame, encode_prompts, joined, unet_arguments
 from darkroom_trainer.families.model import StableDiffusion
+from darkroom_trainer.fitting import Fitting, tiled
 from darkroom_trainer.samplers import DRAWS_NOISE, open_sampler
 
 _PLAIN: Final = TextEncoding()
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,8 @@ def _second_pass(painted: Image.Image, hires: Hires, told: _Told) -> Image.Image
     generator = torch.Generator().manual_seed(picture.seed)
     pixels_HWC = torch.from_numpy(np.asarray(large, dtype=np.float32) / 255)
     pixels_1CHW = (pixels_HWC.permute(2, 0, 1).unsqueeze(0) * 2 - 1).to(model.device, model.vae.dtype)
-    distribution = model.vae.encode(pixels_1CHW).latent_dist
-    clean = distribution.mean + distribution.std * _noise(model, (width, height), generator).to(model.vae.dtype)
+    mean, deviation = Fitting("A sample's second pass").do(*_ways(model.vae, lambda: _encode(model.vae, pixels_1CHW)))
+    clean = mean + deviation * _noise(model, (width, height), generator).to(model.vae.dtype)
     clean = (clean * model.vae.config.scaling_factor).to(model.dtype)
     scheduler = open_sampler(picture.sampler, model.scheduler.config, steps=picture.steps, device=model.device)
     first = max(picture.steps - max(1, int(picture.steps * hires.denoise)), 0) * scheduler.order
@@ -127,18 +130,43 @@ class _Told:
         model, picture = self.model, self.picture
         guided = picture.guidance_scale > 1
         texts = [picture.negative_prompt, picture.prompt] if guided else [picture.prompt]
-        conditions = joined([encode_prompts(model, [text], self.encoding) for text in texts])
-        told = unet_arguments(model, conditions, [Frame.whole(size)] * len(texts))
+        conditions = [encode_prompts(model, [text], self.encoding) for text in texts]
+        predict = _Predict(model, conditions, Frame.whole(size))
         draws = {"generator": self.generator} if picture.sampler in DRAWS_NOISE else {}
         for timestep in timesteps:
             self.before_step()
-            inputs = scheduler.scale_model_input(torch.cat([latents] * len(texts)), timestep)
-            noise = model.unet(inputs, timestep, return_dict=False, **told)[0]
-            if guided:
-                without, given = noise.chunk(2)
-                noise = without + picture.guidance_scale * (given - without)
+            noise, *given = predict(scheduler.scale_model_input(latents, timestep), timestep)
+            if given:
+                noise = noise + picture.guidance_scale * (given[0] - noise)
             latents = scheduler.step(noise, timestep, latents, return_dict=False, **draws)[0]
         return latents
+
+
+@dataclass(frozen=True)
+class _Predict:
+    """What the UNet says of latents under each of several prompts: in one batch, or one by one where that is too much.
+
+    As it was done in one step of a picture it is done in all that follow.
+    """
+
+    model: StableDiffusion
+    conditions: list[Conditions]
+    frame: Frame
+    fitting: Fitting = field(default_factory=lambda: Fitting("A sample's batch of prompts"))
+
+    def __call__(self, latents_1CHW: torch.Tensor, timestep: torch.Tensor) -> list[torch.Tensor]:
+        return self.fitting.do(
+            lambda: self._ask(latents_1CHW, timestep, self.conditions),
+            lambda: [it for one in self.conditions for it in self._ask(latents_1CHW, timestep, [one])],
+        )
+
+    def _ask(
+        self, latents_1CHW: torch.Tensor, timestep: torch.Tensor, conditions: list[Conditions]
+    ) -> list[torch.Tensor]:
+        count = len(conditions)
+        told = unet_arguments(self.model, joined(conditions), [self.frame] * count)
+        latents_BCHW = torch.cat([latents_1CHW] * count)
+        return list(self.model.unet(latents_BCHW, timestep, return_dict=False, **told)[0].chunk(count))
 
 
 def _noise(model: StableDiffusion, size: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
@@ -148,6 +176,22 @@ def _noise(model: StableDiffusion, size: tuple[int, int], generator: torch.Gener
 
 
 def _decode(model: StableDiffusion, latents: torch.Tensor) -> Image.Image:
-    decoded = model.vae.decode(latents.to(model.vae.dtype) / model.vae.config.scaling_factor, return_dict=False)[0]
+    vae, scaled = model.vae, latents.to(model.vae.dtype) / model.vae.config.scaling_factor
+    decoded = Fitting("A sample").do(*_ways(vae, lambda: vae.decode(scaled, return_dict=False)[0]))
     pixels_HWC = (decoded[0] * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 0).float().cpu().numpy()
     return Image.fromarray((pixels_HWC * 255).round().astype(np.uint8))
+
+
+def _encode(vae: AutoencoderKL, pixels_1CHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    distribution = vae.encode(pixels_1CHW).latent_dist
+    return distribution.mean, distribution.std
+
+
+def _ways(vae: AutoencoderKL, whole: Callable[[], T]) -> tuple[Callable[[], T], Callable[[], T]]:
+    """Return how something is done with the VAE: whole, or in tiles."""
+
+    def in_tiles() -> T:
+        with tiled(vae):
+            return whole()
+
+    return whole, in_tiles

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,15 +15,19 @@ from accelerate import Accelerator
 
 from darkroom_api.captions import Captions
 from darkroom_api.failures import FailureReason
+from darkroom_api.memory import Adaptation
 from darkroom_api.progress import EarlyStop
 from darkroom_api.training import TrainingSpec
 from darkroom_trainer import choosing, objectives, state
+from darkroom_trainer.adapting import exhausted, next_adaptation, set_checkpointing, told
 from darkroom_trainer.averaging import Average
 from darkroom_trainer.batches import Course
 from darkroom_trainer.captions import present, without_ends
 from darkroom_trainer.conditioning import Frame, PromptCache, encode_prompts, unet_arguments
 from darkroom_trainer.errors import RunError
 from darkroom_trainer.families.model import StableDiffusion
+from darkroom_trainer.fitting import cut, in_a_line, release_memory
+from darkroom_trainer.hardware import memory_limit
 from darkroom_trainer.items import Item
 from darkroom_trainer.latents import LatentCache
 from darkroom_trainer.opening import average_decay, learning_rate_of, open_trainee, text_encoder_until
@@ -33,13 +38,21 @@ from darkroom_trainer.optimizers import (
     rate_in_force,
 )
 from darkroom_trainer.randomness import noise_source, shuffler
+from darkroom_trainer.reducing import reduction
 from darkroom_trainer.schedules import schedule_factor
 from darkroom_trainer.team import ALONE, Team
 from darkroom_trainer.trainees import Trainee
 
+LOG: Final = logging.getLogger(__name__)
+
 STEP: Final = "step"
 LOAD: Final = "load"
+ADAPT: Final = "adapt"
 """What a leader lets the other processes of its run do."""
+_LIGHTER_OPTIMIZER: Final = "Take AdamW8bit or Adafactor, which keep less for each weight, or give a larger GPU."
+
+Pieces = list[tuple[Sequence[Item], float, Captions]]
+"""What passes through the model together in a step, how much its pictures count, and what becomes of captions."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,13 @@ class Session:
     average: Average | None = None
     team: Team = ALONE
     """The processes that share each step."""
+    adaptation: Adaptation = field(default_factory=Adaptation)
+    """What is done otherwise than the spec says, because memory lacked."""
+
+    @property
+    def adapted(self) -> Adaptation:
+        """Return what is done otherwise than the spec says, in steps and with their pictures."""
+        return self.adaptation.model_copy(update={"tiled_latents": self.latents.has_tiled})
 
     @property
     def is_finished(self) -> bool:
@@ -117,17 +137,19 @@ class Session:
         factor = schedule_factor(training.schedule, number, self.course.total_steps)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
-        window = self.course.window(number)
         self._freeze_text_encoders(number)
-        self.optimizer.zero_grad(set_to_none=True)
-        value = self._accumulate_together(window, number)
+        value = self._fill_gradients(number)
         # Without a limit the norm is still wanted: it tells whether the gradient is finite.
         limit = training.maximum_gradient_norm or math.inf
         norm = self.accelerator.clip_grad_norm_(self.trainee.named_parameters().values(), limit)
         if not self.accelerator.scaler:  # a loss scaler leaves out such a step by itself and scales less
-            require_finite(f"gradient's norm of {self._place}", float(norm), [it for batch in window for it in batch])
+            shown = [it for batch in self.course.window(number) for it in batch]
+            require_finite(f"gradient's norm of {self._place}", float(norm), shown)
         rate = rate_in_force(training.optimizer, self.optimizer.optimizer, self.peaks[0] * factor)
-        self.optimizer.step()
+        # Not repeated if memory lacks here: weights may have moved.
+        with memory_limit(f"the optimizer in {self._place}", advice=_LIGHTER_OPTIMIZER):
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)  # an epoch's end may need their memory
         self.position.record(value, rate)
         if self.average:
             self.average.update(number + 1)
@@ -144,33 +166,75 @@ class Session:
                 parameter.grad = None
         self.prompts = PromptCache(self.model, self.spec.training.text_encoding)
 
-    def _accumulate_together(self, window: list[list[Item]], step: int) -> float:
-        """Add up gradient and loss over all processes.
+    def _fill_gradients(self, step: int) -> float:
+        """Fill the gradients of a step, from the beginning again with less memory if that lacked; return its loss.
 
         Raises:
-            RunError: One of them cannot go on; all raise it.
+            RunError: All that the spec allows was done about it.
         """
-        value, problem = 0.0, None
-        try:
-            value = self._accumulate(window, step)
-        except RunError as error:
-            problem = error
-        self.team.agree(problem)
-        return self.team.sum_up(value, self.trainee.named_parameters().values())
+        while True:
+            self.optimizer.zero_grad(set_to_none=True)
+            pieces, value, lacking, problem = self._pieces(step), 0.0, None, None
+            try:
+                value = self._accumulate(pieces, step)
+            except torch.OutOfMemoryError as error:
+                lacking = in_a_line(error)
+            except RunError as error:
+                problem = error
+            lacking = self.team.agree(problem, lacking)
+            if lacking is None:
+                return self.team.sum_up(value, self.trainee.named_parameters().values())
+            # Only here the traceback is gone, and with it what it held of the activations.
+            self.adapt(self._place, lacking, together=max(len(batch) for batch, *_ in pieces))
 
-    def _accumulate(self, window: list[list[Item]], step: int) -> float:
-        """Add up the gradient of the mean loss over all the window's pictures, and return that loss.
+    def adapt(self, place: str, lacking: str, *, together: int, trains: bool = True) -> None:
+        """Do with less memory from now on; the caller does again what memory lacked for.
+
+        Args:
+            place: What that was.
+            lacking: How much was missing.
+            together: Pictures that passed through the model together at most.
+            trains: Whether in a step, not in a validation.
+
+        Raises:
+            RunError: All that the spec allows was done already.
+        """
+        training = self.spec.training
+        found = next_adaptation(self.adaptation, training, together=together, trains=trains)
+        if found is None:
+            raise exhausted(place, lacking, self.adaptation, training)
+        self.optimizer.zero_grad(set_to_none=True)
+        if not trains:  # in a step all processes come here, in a validation the leader alone
+            self.team.lead(ADAPT, found)
+        self.follow(found)
+        release_memory()
+        LOG.warning("Too little memory in %s, so it goes on with %s: %s", place, ", ".join(told(found)), lacking)
+
+    def follow(self, adaptation: Adaptation) -> None:
+        """Do from now on what was found to fit into memory."""
+        training = self.spec.training
+        wanted = training.gradient_checkpointing or adaptation.gradient_checkpointing
+        set_checkpointing(self.model.unet, wanted=wanted)
+        self.course = replace(self.course, reduction=reduction(training, adaptation.resolution))
+        self.adaptation = adaptation
+
+    def _pieces(self, step: int) -> Pieces:
+        """Return a step's batches, with a prior those of the class too, cut as memory wants it."""
+        course, captions, limit = self.course, self.spec.training.captions, self.adaptation.micro_batch
+        parts = [(batch, 1.0, captions) for batch in course.window(step)]
+        if course.prior:
+            parts += [(it, course.prior.weight, without_ends(captions)) for it in course.prior_window(step)]
+        return [(piece, factor, shown_as) for batch, factor, shown_as in parts for piece in cut(batch, limit)]
+
+    def _accumulate(self, pieces: Pieces, step: int) -> float:
+        """Add up the gradient of the mean loss over all the step's pictures, and return that loss.
 
         With a prior, the mean over as many pictures of the class is added, times its weight. What is put around the
         subject's captions stays off theirs: a trigger there would teach that it is nothing but the class.
         """
-        num_pictures, shown, value = sum(len(batch) for batch in window), 0, 0.0
-        weight = self.course.prior.weight if self.course.prior else 0.0
-        captions = self.spec.training.captions
-        parts = [(batch, 1.0, captions) for batch in window]
-        parts += [(batch, weight, without_ends(captions)) for batch in self.course.prior_window(step)]
-        numbered = []
-        for batch, factor, shown_as in parts:
+        num_pictures = sum(len(batch) for batch in self.course.window(step))
+        numbered, shown, value = [], 0, 0.0
+        for batch, factor, shown_as in pieces:
             numbered.append((batch, factor, shown_as, shown))
             shown += len(batch)
         for batch, factor, shown_as, first in self.team.share(numbered):
@@ -182,7 +246,7 @@ class Session:
             value += float(loss.detach()) * share
         return value
 
-    def _loss(self, batch: list[Item], step: int, *, first: int, captions: Captions) -> torch.Tensor:
+    def _loss(self, batch: Sequence[Item], step: int, *, first: int, captions: Captions) -> torch.Tensor:
         noised = objectives.joined(
             [self._noised(item, step, number) for number, item in enumerate(batch, start=first)], self.model.device
         )
@@ -246,13 +310,14 @@ class Session:
             optimizer=self.optimizer.optimizer,
             scaler=scaler.state_dict() if scaler else {},
             averages=self.average.tensors if self.average else {},
+            adaptation=self.adaptation,
             inputs=self.inputs,
         )
 
     def load(self, directory: Path) -> None:
         """Go on from a resume state."""
         self.team.lead(LOAD, str(directory))
-        self.position, scaler = state.load(
+        self.position, scaler, adaptation = state.load(
             directory,
             parameters=self.trainee.named_parameters(),
             optimizer=self.optimizer.optimizer,
@@ -261,6 +326,7 @@ class Session:
         )
         if self.accelerator.scaler and scaler:
             self.accelerator.scaler.load_state_dict(scaler)
+        self.follow(adaptation)
 
 
 def require_finite(what: str, value: float, items: Sequence[Item]) -> None:
@@ -288,9 +354,7 @@ def open_session(
     """Make trainable what the spec asks for, and put an optimizer over it."""
     training = spec.training
     trainee = open_trainee(spec, model)
-    if training.gradient_checkpointing:
-        model.unet.enable_gradient_checkpointing()
-        model.unet.train()  # diffusers heeds it in training mode only; no family has dropout that this would wake
+    set_checkpointing(model.unet, wanted=training.gradient_checkpointing)
     groups = [
         Group(list(weights.values()), learning_rate_of(spec, part))
         for part in model.parts

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from darkroom_api.failures import FailureReason
+from darkroom_api.memory import AS_ASKED, Adaptation
 from darkroom_trainer import optimizer_state
 from darkroom_trainer.errors import RunError
 
@@ -97,6 +98,7 @@ def capture(
     optimizer: torch.optim.Optimizer,
     scaler: Mapping[str, Any],
     averages: Mapping[str, torch.Tensor],
+    adaptation: Adaptation = AS_ASKED,
     inputs: str,
 ) -> Snapshot:
     """Copy everything that a resume needs.
@@ -107,6 +109,7 @@ def capture(
         optimizer: Their optimizer.
         scaler: State of the loss scaler; empty without one.
         averages: The weights' moving averages; empty without any.
+        adaptation: What is done for lack of memory: it changes the order of sums.
         inputs: Fingerprint of base model and pictures; a resume with others is refused.
     """
     return Snapshot(
@@ -117,6 +120,7 @@ def capture(
             "inputs": inputs,
             "scaler": dict(scaler),
             "position": asdict(position),
+            "adaptation": adaptation.model_dump(by_alias=True, exclude_none=True),
             "optimizer": optimizer_state.numbers(optimizer),
         },
         averages={name: _copy(it) for name, it in averages.items()},
@@ -130,8 +134,10 @@ def load(
     optimizer: torch.optim.Optimizer,
     averages: Mapping[str, torch.Tensor],
     inputs: str,
-) -> tuple[Position, dict[str, Any]]:
-    """Fill weights, optimizer and averages from a saved state; return the position and the loss scaler's state.
+) -> tuple[Position, dict[str, Any], Adaptation]:
+    """Fill weights, optimizer and averages from a saved state; return the other things that it holds.
+
+    These are the position, the loss scaler's state and what was done for lack of memory.
 
     Raises:
         RunError: The state was made from other pictures or another base model, or cannot be read.
@@ -142,6 +148,7 @@ def load(
         weights, moments = load_file(directory / ADAPTER), load_file(directory / OPTIMIZER)
         averaged = load_file(directory / AVERAGES) if averages else {}
         position = Position(**numbers["position"])
+        adaptation = Adaptation.model_validate(numbers.get("adaptation", {}))
     if numbers["inputs"] != inputs:
         raise RunError(
             FailureReason.DATASET_REJECTED,
@@ -155,7 +162,7 @@ def load(
         for name, average in averages.items():
             average.copy_(averaged[name])
         optimizer_state.fill(optimizer, moments, numbers["optimizer"])
-    return position, numbers["scaler"]
+    return position, numbers["scaler"], adaptation
 
 
 @contextmanager

@@ -50,8 +50,8 @@ class Team(Protocol):
         """Return what is this process's part."""
         ...
 
-    def agree(self, error: RunError | None) -> None:
-        """Raise in all processes what one of them has met.
+    def agree(self, error: RunError | None, lacking: str | None = None) -> str | None:
+        """Raise in all processes what one of them has met; return what memory lacked in one of them, if it did.
 
         Raises:
             RunError: The first error, in order of ranks.
@@ -77,10 +77,11 @@ class Alone:
         """Return all of it."""
         return parts
 
-    def agree(self, error: RunError | None) -> None:
+    def agree(self, error: RunError | None, lacking: str | None = None) -> str | None:
         """Raise the error, if there is one."""
         if error is not None:
             raise error
+        return lacking
 
     def sum_up(self, value: float, parameters: Iterable[torch.nn.Parameter]) -> float:
         """Return the number as it is."""
@@ -121,18 +122,19 @@ class Together:
         """Return every so-many-th part."""
         return parts[self.rank :: self.size]
 
-    def agree(self, error: RunError | None) -> None:
-        """Raise in all processes what one of them has met.
+    def agree(self, error: RunError | None, lacking: str | None = None) -> str | None:
+        """Raise in all processes what one of them has met; return what memory lacked in one of them, if it did.
 
         Raises:
             RunError: The first error, in order of ranks.
         """
         told: list[Any] = [None] * self.size
         mine = (error.reason.value, error.message, error.advice) if error else None
-        dist.all_gather_object(told, mine, group=self._words)
-        first = next((it for it in told if it is not None), None)
+        dist.all_gather_object(told, (mine, lacking), group=self._words)
+        first = next((problem for problem, _ in told if problem is not None), None)
         if first is not None:
             raise RunError(FailureReason(first[0]), first[1], advice=first[2])
+        return next((lack for _, lack in told if lack is not None), None)
 
     def sum_up(self, value: float, parameters: Iterable[torch.nn.Parameter]) -> float:
         """Sum a number and all gradients over the processes; return the number's sum.

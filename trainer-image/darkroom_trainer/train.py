@@ -69,4 +69,6 @@ def train(plan: RunPlan, services: Services) -> None:
             except Exception:
                 results.salvage()
                 raise
+            finally:
+                reporter.adapted(session.adapted)
         results.flush()

@@ -17,6 +17,7 @@ import torch
 from darkroom_trainer import objectives
 from darkroom_trainer.buckets import Size
 from darkroom_trainer.captions import whole
+from darkroom_trainer.fitting import cut, in_a_line
 from darkroom_trainer.items import Item
 from darkroom_trainer.randomness import noise_source
 from darkroom_trainer.session import Session, require_finite
@@ -79,10 +80,26 @@ def validation_loss(session: Session, *, before_batch: Callable[[int, int], None
     losses: list[float] = []
     for number, looks in enumerate(batches, start=1):
         before_batch(number, len(batches))
-        found = _losses(session, looks, draws=draws)
+        found = _fitting_losses(session, looks, draws=draws)
         require_finite(f"validation loss of epoch {session.epoch}", math.fsum(found), [look.item for look in looks])
         losses += found
     return math.fsum(losses) / len(losses)
+
+
+def _fitting_losses(session: Session, looks: Sequence[Look], *, draws: int) -> list[float]:
+    """Return the losses of a batch, in smaller ones from now on if the memory is not enough for it.
+
+    Raises:
+        RunError: It is not for a single picture, or the spec forbids to do anything about it.
+    """
+    while True:
+        pieces = cut(looks, session.adaptation.micro_batch)
+        try:
+            return [loss for piece in pieces for loss in _losses(session, piece, draws=draws)]
+        except torch.OutOfMemoryError as error:
+            lacking = in_a_line(error)
+        place = f"the validation of epoch {session.epoch}"
+        session.adapt(place, lacking, together=max(map(len, pieces)), trains=False)
 
 
 def _losses(session: Session, looks: Sequence[Look], *, draws: int) -> list[float]:

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Final
 
 from darkroom_api.layout import checkpoint_directory, sample_file, samples_directory, weights_file
+from darkroom_api.memory import Memory
 from darkroom_api.plan import RunPlan
 from darkroom_api.progress import CheckpointRecord, Plan, Progress, Stage
 from darkroom_api.status import MAXIMUM_CHECKPOINTS, CheckpointStatus, Phase, ProgressStatus, TrainingStatus
@@ -27,6 +28,7 @@ class Reports:
     progress: ProgressStatus | None
     checkpoints: list[CheckpointStatus]
     best_epoch: int | None
+    memory: Memory | None
     write_after: float | None = None
     """Seconds after which held-back progress may be written."""
 
@@ -76,12 +78,13 @@ def collect(sources: Sources, plan: RunPlan, *, phase: Phase, interval: float, n
     elif phase != Phase.RUNNING and latest:
         latest = latest.model_copy(update={"steps_per_second": None, "estimated_remaining_seconds": None})
     recorded = sources.status.progress
-    before = (sources.status.plan, sources.status.checkpoints, sources.status.best_epoch)
-    is_news = (told, checkpoints, best) != before or phase != Phase.RUNNING
+    memory, status = _memory(sources), sources.status
+    before = (status.plan, status.checkpoints, status.best_epoch, status.memory)
+    is_news = (told, checkpoints, best, memory) != before or phase != Phase.RUNNING
     held_back = None if is_news else _held_back(recorded, latest, interval=interval, now=now)
     if held_back is not None or _says_the_same(recorded, latest):
         latest = recorded
-    return Reports(told, latest, checkpoints, best, held_back)
+    return Reports(told, latest, checkpoints, best, memory, held_back)
 
 
 def _filled_up(before: Plan | None, plan: Plan) -> Plan:
@@ -90,6 +93,13 @@ def _filled_up(before: Plan | None, plan: Plan) -> Plan:
         return plan
     names = ("buckets", "advice", "estimated_seconds")
     return plan.model_copy(update={name: getattr(before, name) for name in names if not getattr(plan, name)})
+
+
+def _memory(sources: Sources) -> Memory | None:
+    """Return what the newest attempt says of its memory; it says nothing before it trains."""
+    word, heard = sources.last_word, sources.heard
+    told = [word.result.memory if word and word.result else None, heard.progress.memory if heard else None]
+    return next((memory for memory in told if memory), sources.status.memory)
 
 
 def _held_back(

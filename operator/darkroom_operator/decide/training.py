@@ -93,6 +93,7 @@ def _going_on(situation: Situation) -> Plan:
             "progress": reports.progress,
             "checkpoints": reports.checkpoints,
             "best_epoch": reports.best_epoch,
+            "memory": reports.memory,
             "output": str(plan.prefix),
         }
     )

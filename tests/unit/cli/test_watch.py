@@ -128,6 +128,18 @@ def test_advice_and_the_time_it_takes_are_told_once() -> None:
     assert len(lines) == 6
 
 
+def test_what_is_done_for_lack_of_memory_is_told_when_it_changes() -> None:
+    split = {"adaptation": {"microBatch": 1}}
+    all_of_it = {"adaptation": {"microBatch": 1, "gradientCheckpointing": True, "resolution": 448}}
+    answers = [running(0, memory={}), running(1, memory=split), running(2, memory=split), running(3, memory=all_of_it)]
+    _, text = run(Answers([*answers, SUCCEEDED]))
+    assert [line for line in text.splitlines() if line.startswith("memory")] == [
+        "memory lacked, so the run goes on with 1 picture at once",
+        "memory lacked, so the run goes on with 1 picture at once, activations computed twice, pictures of resolution "
+        "448",
+    ]
+
+
 def test_the_best_epoch_is_told_with_its_checkpoint_and_at_the_end() -> None:
     def checkpoint(epoch: int, loss: float) -> dict[str, Any]:
         uri = f"s3://b/k{epoch}"

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from datetime import timedelta
 
+from darkroom_api.memory import Adaptation, Memory
 from darkroom_api.progress import Bucket, EarlyStop, Plan, Stage
 from darkroom_operator.decide.snapshot import Snapshot
 from darkroom_operator.decide.training import decide
@@ -267,3 +268,16 @@ def test_the_start_is_that_of_the_first_pod_and_stays() -> None:
     assert status(first)["startTime"] == stamp(-48)
     second = decided(replace(first, pods=(running("pod-b", age=10),)))
     assert status(second)["startTime"] == stamp(-48)
+
+
+def test_what_a_run_does_for_lack_of_memory_is_written_at_once_and_stays() -> None:
+    before, told = going(), Memory(adaptation=Adaptation(micro_batch=1, resolution=448))
+    shown = {"adaptation": {"microBatch": 1, "resolution": 448, "gradientCheckpointing": False, "tiledLatents": False}}
+    later = NOW + timedelta(seconds=1)
+    adapted = decided(replace(before, observation=observation(epoch=1, step=5, memory=told, received=later)), now=later)
+    assert status(adapted)["memory"] == shown
+    starting = observation("pod-b", stage=Stage.FETCHING, plan=None)
+    anew = decided(replace(adapted, pods=(running("pod-b", age=1),), observation=starting), now=later)
+    assert status(anew)["memory"] == shown
+    words = ended(80, result=result(outcome="Failed", memory=Memory(adaptation=Adaptation(micro_batch=1))), age=1)
+    assert status(decided(replace(anew, pods=(words,)), now=later))["memory"]["adaptation"].get("resolution") is None

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from darkroom_api.failures import EXIT_CODES, FailureReason
+from darkroom_api.memory import Adaptation, Memory
 from darkroom_api.names import TERMINATION_MESSAGE_BYTES
 from darkroom_api.progress import Bucket, CheckpointRecord, EarlyStop, Plan
 from darkroom_api.result import decode_result
@@ -64,6 +65,15 @@ def test_the_last_word_tells_the_best_epoch_and_why_epochs_were_left_out(reporte
     assert (told.best_epoch, told.stopped_early) == (2, EarlyStop(epoch=2, validations=1))
     assert told.plan
     assert (told.step, told.plan.total_steps, told.epoch) == (20, 20, 2)
+
+
+def test_the_last_word_tells_what_was_tried_for_lack_of_memory(reporter: Reporter) -> None:
+    tried = Adaptation(micro_batch=1, gradient_checkpointing=True)
+    reporter.adapted(tried)
+    error = RunError(FailureReason.ACCELERATOR_OUT_OF_MEMORY, "the accelerator's 7.8 GiB are not enough")
+    end = judge(error, run="0123456789", reporter=reporter)
+    assert end.code == 80
+    assert end.result.memory == Memory(adaptation=tried)
 
 
 @pytest.mark.parametrize("error", [MemoryError(), ZeroDivisionError("x"), KeyboardInterrupt(), SystemExit(0)])

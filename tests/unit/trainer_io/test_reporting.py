@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from darkroom_api.memory import Adaptation, Memory
 from darkroom_api.progress import (
     MAXIMUM_ADVICE,
     MAXIMUM_PROGRESS_BYTES,
@@ -324,3 +325,16 @@ def test_without_ipv6_it_is_ipv4_alone(reporter: Reporter, monkeypatch: pytest.M
         assert get(running, "/healthz")[0] == 200
     finally:
         running.close()
+
+
+def test_what_is_done_for_lack_of_memory_is_reported_and_moves_the_time_once(reporter: Reporter, time: Time) -> None:
+    assert reporter.snapshot().memory is None
+    reporter.adapted(Adaptation())
+    assert reporter.snapshot().memory == Memory()
+    time.seconds = 5
+    reporter.adapted(Adaptation(micro_batch=2))
+    time.seconds = 9
+    reporter.adapted(Adaptation(micro_batch=2))
+    told = reporter.snapshot()
+    assert told.memory == Memory(adaptation=Adaptation(micro_batch=2))
+    assert told.updated == START + timedelta(seconds=5)
