@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -35,7 +35,13 @@ from darkroom_trainer.weights_file import open_weights
 LOG: Final = logging.getLogger(__name__)
 _MEETING_PLACE: Final = "127.0.0.1"
 _GOODBYE_SECONDS: Final = 10.0
+_LOOK_SECONDS: Final = 0.1
+_READY: Final = "ready-{}"
 END: Final = "end"
+
+
+def _go_on() -> None:
+    """Do nothing."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +60,14 @@ class Follower:
 
 
 @contextmanager
-def followed(session: Session, *, model: Path, latents: Path) -> Iterator[None]:
+def followed(session: Session, *, model: Path, latents: Path, check: Callable[[], None] = _go_on) -> Iterator[None]:
     """Start the followers of a session, if its spec asks for any, and let them go at the end.
 
     Args:
         session: The leader's.
         model: The base model's file.
         latents: Where the encoded pictures lie.
+        check: Called while the followers get ready; may raise to give up.
     """
     spec = session.spec
     size = spec.compute.num_processes
@@ -91,8 +98,13 @@ def followed(session: Session, *, model: Path, latents: Path) -> Iterator[None]:
         for rank in range(1, size)
     ]
     LOG.info("Starting %d processes beside this one", len(followers))
-    for follower in followers:
-        follower.start()
+    try:
+        for follower in followers:
+            follower.start()
+        _await(followers, meeting, check)
+    except BaseException:
+        _let_go(followers, seconds=0)
+        raise
     torch.set_num_threads(max(1, torch.get_num_threads() // size))
     team = session.team = Together(meeting, rank=0, size=size, on_gpu=spec.compute.gpus > 0)
     try:
@@ -102,21 +114,39 @@ def followed(session: Session, *, model: Path, latents: Path) -> Iterator[None]:
         raise _explained(error, followers) from error
     finally:
         session.team = ALONE
-        _let_go(followers)
+        _let_go(followers, seconds=_GOODBYE_SECONDS)
         team.close()
+
+
+def _await(followers: Sequence[BaseProcess], meeting: TCPStore, check: Callable[[], None]) -> None:
+    """Wait until all followers are ready, which takes them as long as it took the leader.
+
+    Raises:
+        RuntimeError: One of them ended instead.
+    """
+    while not meeting.check([_READY.format(rank) for rank in range(1, len(followers) + 1)]):
+        check()
+        lost = _lost(followers)
+        if lost:
+            raise RuntimeError(f"a process of the run ended before it began: {lost}; its log says why")
+        time.sleep(_LOOK_SECONDS)
+
+
+def _lost(followers: Sequence[BaseProcess]) -> str:
+    return ", ".join(f"{it.name} with {it.exitcode}" for it in followers if it.exitcode not in (None, 0))
 
 
 def _explained(error: RuntimeError, followers: Sequence[BaseProcess]) -> RuntimeError:
     """Name the process that was lost, if one was: torch only tells that a connection was closed."""
     for follower in followers:
         follower.join(_GOODBYE_SECONDS if "onnection" in str(error) else 0)
-    lost = [f"{it.name} with {it.exitcode}" for it in followers if it.exitcode not in (None, 0)]
-    return RuntimeError(f"a process of the run ended: {', '.join(lost)}; {error}") if lost else error
+    lost = _lost(followers)
+    return RuntimeError(f"a process of the run ended: {lost}; {error}") if lost else error
 
 
-def _let_go(followers: Sequence[BaseProcess]) -> None:
+def _let_go(followers: Sequence[BaseProcess], *, seconds: float) -> None:
     """See the followers end, by force if they wait for something that will not come."""
-    deadline = time.monotonic() + _GOODBYE_SECONDS
+    deadline = time.monotonic() + seconds
     for follower in followers:
         follower.join(max(0.0, deadline - time.monotonic()))
         if follower.is_alive():
@@ -133,13 +163,12 @@ def follow(told: Follower) -> None:
     if told.spec.compute.gpus:
         torch.cuda.set_device(told.rank)
     meeting = TCPStore(_MEETING_PLACE, told.port, is_master=False)
-    team = Together(meeting, rank=told.rank, size=told.size, on_gpu=told.spec.compute.gpus > 0)
     accelerator, model = load_model(told.spec, open_weights(told.model), told.family)
     may_tile = told.spec.training.out_of_memory != "Fail"
     latents = LatentCache(told.latents, model.vae, mask=told.course.mask, may_tile=may_tile)
-    session = open_session(
-        told.spec, told.course, model, latents=latents, accelerator=accelerator, inputs=told.inputs, team=team
-    )
+    session = open_session(told.spec, told.course, model, latents=latents, accelerator=accelerator, inputs=told.inputs)
+    meeting.set(_READY.format(told.rank), "")
+    team = session.team = Together(meeting, rank=told.rank, size=told.size, on_gpu=told.spec.compute.gpus > 0)
     while True:
         match team.follow():
             case (word, path) if word == LOAD:

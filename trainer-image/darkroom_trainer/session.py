@@ -349,7 +349,6 @@ def open_session(
     latents: LatentCache,
     accelerator: Accelerator,
     inputs: str,
-    team: Team = ALONE,
 ) -> Session:
     """Make trainable what the spec asks for, and put an optimizer over it."""
     training = spec.training
@@ -367,5 +366,5 @@ def open_session(
     decay = average_decay(spec)
     average = Average(trainee.named_parameters(), decay) if decay is not None else None
     session = Session(spec, course, model, latents, accelerator, trainee, optimizer, peaks, inputs)
-    session.prompts, session.average, session.team = prompts, average, team
+    session.prompts, session.average = prompts, average
     return session

@@ -28,7 +28,9 @@ def train(plan: RunPlan, services: Services) -> None:
         inputs = fetch(plan, services)
         reporter.planned(inputs.plan)
         session = prepare(plan, services, inputs)
-        stack.enter_context(followed(session, model=inputs.model.path, latents=services.work / LATENTS))
+        stack.enter_context(
+            followed(session, model=inputs.model.path, latents=services.work / LATENTS, check=stop.check)
+        )
         restored = restore(services.store, plan.prefix, services.work)
         publisher.adopt(restored)
         if restored.state_directory:

@@ -12,7 +12,7 @@ import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from darkroom_api.failures import FailureReason
-from darkroom_trainer.errors import RunError
+from darkroom_trainer.errors import RunError, StopRequested
 from darkroom_trainer.following import followed
 from darkroom_trainer.team import ALONE, Together
 from tests.unit.trainer.sessions import Maker, weights
@@ -102,4 +102,31 @@ def test_an_error_in_one_process_ends_all(make: Maker, base_file: Path, tmp_path
     with pytest.raises(RunError, match=r"not finite|is nan") as caught:
         break_the_leader()
     assert caught.value.reason is FailureReason.LOSS_NOT_FINITE
+    assert not multiprocessing.active_children()
+
+
+def test_a_process_that_cannot_begin_is_told_at_once(make: Maker, tmp_path: Path) -> None:
+    session = make(fields={"compute": {"gpus": 0, "processes": 2}})
+
+    def begin() -> None:
+        with followed(session, model=tmp_path / "missing.safetensors", latents=tmp_path / "latents-SD15"):
+            raise AssertionError("it began")
+
+    with pytest.raises(RuntimeError, match=r"ended before it began: follower-1 with 1"):
+        begin()
+    assert not multiprocessing.active_children()
+
+
+def test_a_stop_is_heeded_while_the_others_get_ready(make: Maker, base_file: Path, tmp_path: Path) -> None:
+    session = make(fields={"compute": {"gpus": 0, "processes": 2}})
+
+    def stop() -> None:
+        raise StopRequested
+
+    def begin() -> None:
+        with followed(session, model=base_file, latents=tmp_path / "latents-SD15", check=stop):
+            raise AssertionError("it began")
+
+    with pytest.raises(StopRequested):
+        begin()
     assert not multiprocessing.active_children()
