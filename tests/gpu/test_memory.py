@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from darkroom_trainer import sampling
 from darkroom_trainer.fitting import release_memory
+from darkroom_trainer.offloading import HOST, at_work, let_wait
 from darkroom_trainer.session import Session
 from tests.gpu.conftest import Make, weights
 
@@ -77,3 +79,29 @@ def test_single_pictures_that_do_not_fit_have_their_activations_computed_twice(m
     with only(between + (peak - between) * 0.7):
         poor.step()
     assert poor.adapted.gradient_checkpointing
+
+
+def test_what_waits_in_host_memory_changes_no_bit(make: Make) -> None:
+    frozen: dict[str, Any] = {"optimizer": {"type": "AdamW", "learningRate": 5e-3, "textEncoderLearningRate": 0}}
+    held, sparing = make(**frozen), make(**frozen)
+    let_wait(sparing, before_prompt=lambda: None)
+    model = sparing.model
+    assert {it.device for it in (model.vae, *model.text_parts.values())} == {HOST}
+    assert [sparing.step().loss for _ in range(3)] == [held.step().loss for _ in range(3)]
+    assert all(torch.equal(one, other) for one, other in zip(weights(held), weights(sparing), strict=True))
+    picture = sampling.Picture("sks robot", "", seed=1, width=64, height=64, steps=2, guidance_scale=5)
+    assert sampling.paint(model, picture).tobytes() == sampling.paint(held.model, picture).tobytes()
+    assert {it.device for it in (model.vae, *model.text_parts.values())} == {HOST}
+
+
+def test_a_part_comes_back_whatever_happens(make: Make) -> None:
+    model = make().model
+
+    def lose() -> None:
+        with at_work([model.vae, model.unet], HOST):
+            assert {model.vae.device, model.unet.device} == {HOST}
+            raise ValueError("lost")
+
+    with pytest.raises(ValueError, match="lost"):
+        lose()
+    assert {model.vae.device, model.unet.device} == {model.device}

@@ -52,6 +52,22 @@ def whole(caption: str, spec: Captions) -> str:
     return ", ".join(chain(*_divide(line, spec))) if _falls_into_tags(line, spec) else line
 
 
+def all_presented(caption: str, spec: Captions) -> list[str] | None:
+    """Return everything that `present` may make of a caption; None if chance makes too many to list them."""
+    lines = _whole_lines(caption, spec)
+    choices: list[int] = []
+
+    def first(alternatives: list[str]) -> str:
+        choices.append(len(set(alternatives)))
+        return alternatives[0]
+
+    filled = [_fill_in(line, first) for line in lines] if spec.wildcards else lines
+    if spec.shuffle or spec.tag_dropout or max(choices, default=1) > 1:
+        return None
+    shown = [", ".join(chain(*_divide(line, spec))) if _falls_into_tags(line, spec) else line for line in filled]
+    return [*shown, ""] if spec.dropout or spec.dropout_every_epochs else shown
+
+
 def without_ends(spec: Captions) -> Captions:
     """Return the same rules without prefix and suffix."""
     return spec.model_copy(update={"prefix": "", "suffix": ""})

@@ -18,6 +18,7 @@ import torch
 from darkroom_api.text_encoding import TextEncoding
 from darkroom_trainer.buckets import Size
 from darkroom_trainer.families.model import StableDiffusion, TextEncoder
+from darkroom_trainer.offloading import at_work
 from darkroom_trainer.prompts import TokenizedPrompt, tokenize
 
 _CACHED_BYTES: Final = 256 * 2**20
@@ -59,8 +60,9 @@ class Frame:
 
 
 def encode_prompts(model: StableDiffusion, texts: Sequence[str], spec: TextEncoding) -> Conditions:
-    """Encode prompts with all text encoders of the model."""
-    read = [_encode(encoder, texts, spec, penultimate=model.family.penultimate) for encoder in model.text_encoders]
+    """Encode prompts with all text encoders of the model, on its device."""
+    with at_work(model.text_parts.values(), model.device):
+        read = [_encode(encoder, texts, spec, penultimate=model.family.penultimate) for encoder in model.text_encoders]
     states_BLD = torch.cat([states for states, _ in read], dim=-1)
     return Conditions(states_BLD, read[-1][1] if model.family.pooled else None)
 
@@ -137,6 +139,8 @@ class PromptCache:
     model: StableDiffusion
     spec: TextEncoding
     maximum_bytes: int = _CACHED_BYTES
+    has_forgotten: bool = False
+    """Whether there was no room for a prompt, so that some must be encoded again."""
     _kept: OrderedDict[str, Conditions] = field(default_factory=OrderedDict)
     _bytes: int = 0
 
@@ -153,4 +157,5 @@ class PromptCache:
         self._bytes += found.num_bytes
         while self._bytes > self.maximum_bytes and len(self._kept) > 1:
             self._bytes -= self._kept.popitem(last=False)[1].num_bytes
+            self.has_forgotten = True
         return found

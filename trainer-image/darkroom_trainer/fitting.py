@@ -31,7 +31,7 @@ class Fitting:
     """Ways of doing one thing, the usual one first; one that did not fit is not tried again."""
 
     what: str
-    """For the log, as the beginning of a sentence."""
+    """For the log: the end of "too little memory to"."""
     way: int = 0
 
     def do(self, *ways: Callable[[], T]) -> T:
@@ -50,7 +50,7 @@ class Fitting:
             # Only here the traceback is gone, and with it what it held.
             self.way += 1
             release_memory()
-            LOG.warning("%s does not fit into memory, so it is done in parts: %s", self.what, lacking)
+            LOG.warning("Too little memory to %s, so it is done with less: %s", self.what, lacking)
 
 
 def cut(items: Sequence[T], limit: int | None) -> list[Sequence[T]]:

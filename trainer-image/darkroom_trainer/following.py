@@ -27,6 +27,7 @@ from darkroom_trainer.batches import Course
 from darkroom_trainer.errors import RunError
 from darkroom_trainer.families.configurations import Family
 from darkroom_trainer.latents import LatentCache
+from darkroom_trainer.offloading import let_wait
 from darkroom_trainer.preparing import load_model
 from darkroom_trainer.session import ADAPT, LOAD, STEP, Session, open_session
 from darkroom_trainer.team import ALONE, Together
@@ -164,9 +165,10 @@ def follow(told: Follower) -> None:
         torch.cuda.set_device(told.rank)
     meeting = TCPStore(_MEETING_PLACE, told.port, is_master=False)
     accelerator, model = load_model(told.spec, open_weights(told.model), told.family)
-    may_tile = told.spec.training.out_of_memory != "Fail"
-    latents = LatentCache(told.latents, model.vae, mask=told.course.mask, may_tile=may_tile)
+    latents = LatentCache(told.latents, model.vae, mask=told.course.mask)
+    latents.may_tile = told.spec.training.out_of_memory != "Fail"
     session = open_session(told.spec, told.course, model, latents=latents, accelerator=accelerator, inputs=told.inputs)
+    let_wait(session, before_prompt=_go_on)
     meeting.set(_READY.format(told.rank), "")
     team = session.team = Together(meeting, rank=told.rank, size=told.size, on_gpu=told.spec.compute.gpus > 0)
     while True:

@@ -25,6 +25,7 @@ from darkroom_trainer.errors import RunError
 from darkroom_trainer.fitting import Fitting, tiled
 from darkroom_trainer.host_memory import host_memory_bytes
 from darkroom_trainer.items import Item
+from darkroom_trainer.offloading import at_work
 from darkroom_trainer.pixels import mask_weights, to_mask, to_pixels
 
 _MEMORY_SHARE: Final = 8
@@ -39,7 +40,7 @@ class LatentCache:
 
     Args:
         directory: Where they lie.
-        vae: Encodes them; on the device that it is on at that time.
+        vae: Encodes them, on the device that it is on now.
         mask: Which masks they have, if any.
         may_tile: Whether a picture that does not fit into the device's memory may be encoded in tiles.
         memory_bytes: How much of the host's memory they may take; by default an eighth of the pod's.
@@ -56,7 +57,7 @@ class LatentCache:
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory, self._vae, self._mask = directory, vae, mask
-        self._may_tile, self.has_tiled = may_tile, False
+        self._device, self.may_tile, self.has_tiled = vae.device, may_tile, False
         self._room = host_memory_bytes() // _MEMORY_SHARE if memory_bytes is None else memory_bytes
         self._held: dict[str, _Tensors] = {}
 
@@ -105,9 +106,11 @@ class LatentCache:
 
         Each picture is tried whole: what earlier ones were done with would else depend on where a run resumed.
         """
-        if not self._may_tile:
-            return _encode(item, self._vae)
-        return Fitting(item.picture.name).do(lambda: _encode(item, self._vae), lambda: self._encode_tiled(item))
+        with at_work([self._vae], self._device):
+            if not self.may_tile:
+                return _encode(item, self._vae)
+            fitting = Fitting(f"encode {item.picture.name} whole")
+            return fitting.do(lambda: _encode(item, self._vae), lambda: self._encode_tiled(item))
 
     def _encode_tiled(self, item: Item) -> _Tensors:
         with tiled(self._vae):

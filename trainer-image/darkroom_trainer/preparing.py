@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Final
@@ -35,10 +35,12 @@ from darkroom_trainer.fetching import (
     fetch_base_model,
     fetch_dataset,
 )
+from darkroom_trainer.fitting import Fitting
 from darkroom_trainer.hardware import BASE_DTYPES, open_accelerator
-from darkroom_trainer.items import placed
+from darkroom_trainer.items import Item, placed
 from darkroom_trainer.latents import LatentCache
 from darkroom_trainer.metadata import BaseModelFile, hash_base_model
+from darkroom_trainer.offloading import HOST, at_work, let_wait
 from darkroom_trainer.opening import check_model, check_pictures
 from darkroom_trainer.priors import Prior, regularization_of, repeated
 from darkroom_trainer.services import Services
@@ -136,13 +138,7 @@ def prepare(plan: RunPlan, services: Services, inputs: Inputs) -> Session:
     if regularization and regularization.class_ is not None:
         painted = paint_class(spec, regularization, model, prefix=plan.prefix, services=services)
         course = _with_prior(course, painted, spec, path="spec.regularization.class")
-    latents = LatentCache(
-        services.work / LATENTS,
-        model.vae,
-        mask=course.mask,
-        may_tile=spec.training.out_of_memory != "Fail",
-    )
-    items = course.known_ahead
+    latents, items = LatentCache(services.work / LATENTS, model.vae, mask=course.mask), course.known_ahead
     if course.encodes_in_steps:
         LOG.info("training.augmentation: pictures are encoded while training, so the VAE stays on %s", model.device)
 
@@ -150,10 +146,32 @@ def prepare(plan: RunPlan, services: Services, inputs: Inputs) -> Session:
         services.stop.check()
         reporter.stage(Stage.CACHING, f"picture {index + 1} of {len(items)}")
 
-    latents.fill(items, on_item=before_item)
-    return open_session(
+    fill(latents, model, items, before_item=before_item, may_tile=spec.training.out_of_memory != "Fail")
+    session = open_session(
         spec, course, model, latents=latents, accelerator=accelerator, inputs=inputs.fingerprint(course)
     )
+    reporter.stage(Stage.CACHING, "captions")
+    let_wait(session, before_prompt=services.stop.check)
+    return session
+
+
+def fill(
+    latents: LatentCache,
+    model: StableDiffusion,
+    items: Sequence[Item],
+    *,
+    before_item: Callable[[int], None],
+    may_tile: bool,
+) -> None:
+    """Encode pictures; if memory lacks for that, while the rest of the model waits, and then, if allowed, in tiles."""
+
+    def alone() -> None:
+        latents.may_tile = may_tile
+        with at_work(model.parts.values(), HOST):
+            latents.fill(items, on_item=before_item)
+
+    Fitting("encode pictures beside the UNet").do(lambda: latents.fill(items, on_item=before_item), alone)
+    latents.may_tile = may_tile  # for what is encoded in steps
 
 
 def load_model(spec: TrainingSpec, file: WeightsFile, family: Family) -> tuple[Accelerator, StableDiffusion]:

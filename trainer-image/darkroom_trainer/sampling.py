@@ -20,6 +20,7 @@ from darkroom_api.text_encoding import TextEncoding
 from darkroom_trainer.conditioning import Conditions, Frame, encode_prompts, joined, unet_arguments
 from darkroom_trainer.families.model import StableDiffusion
 from darkroom_trainer.fitting import Fitting, tiled
+from darkroom_trainer.offloading import at_work
 from darkroom_trainer.samplers import DRAWS_NOISE, open_sampler
 
 _PLAIN: Final = TextEncoding()
@@ -100,7 +101,9 @@ def _second_pass(painted: Image.Image, hires: Hires, told: _Told) -> Image.Image
     generator = torch.Generator().manual_seed(picture.seed)
     pixels_HWC = torch.from_numpy(np.asarray(large, dtype=np.float32) / 255)
     pixels_1CHW = (pixels_HWC.permute(2, 0, 1).unsqueeze(0) * 2 - 1).to(model.device, model.vae.dtype)
-    mean, deviation = Fitting("A sample's second pass").do(*_ways(model.vae, lambda: _encode(model.vae, pixels_1CHW)))
+    mean, deviation = Fitting("encode a sample whole").do(
+        *_ways(model.vae, model.device, lambda: _encode(model.vae, pixels_1CHW))
+    )
     clean = mean + deviation * _noise(model, (width, height), generator).to(model.vae.dtype)
     clean = (clean * model.vae.config.scaling_factor).to(model.dtype)
     scheduler = open_sampler(picture.sampler, model.scheduler.config, steps=picture.steps, device=model.device)
@@ -130,7 +133,8 @@ class _Told:
         model, picture = self.model, self.picture
         guided = picture.guidance_scale > 1
         texts = [picture.negative_prompt, picture.prompt] if guided else [picture.prompt]
-        conditions = [encode_prompts(model, [text], self.encoding) for text in texts]
+        with at_work(model.text_parts.values(), model.device):
+            conditions = [encode_prompts(model, [text], self.encoding) for text in texts]
         predict = _Predict(model, conditions, Frame.whole(size))
         draws = {"generator": self.generator} if picture.sampler in DRAWS_NOISE else {}
         for timestep in timesteps:
@@ -152,7 +156,7 @@ class _Predict:
     model: StableDiffusion
     conditions: list[Conditions]
     frame: Frame
-    fitting: Fitting = field(default_factory=lambda: Fitting("A sample's batch of prompts"))
+    fitting: Fitting = field(default_factory=lambda: Fitting("paint with both prompts at once"))
 
     def __call__(self, latents_1CHW: torch.Tensor, timestep: torch.Tensor) -> list[torch.Tensor]:
         return self.fitting.do(
@@ -177,7 +181,9 @@ def _noise(model: StableDiffusion, size: tuple[int, int], generator: torch.Gener
 
 def _decode(model: StableDiffusion, latents: torch.Tensor) -> Image.Image:
     vae, scaled = model.vae, latents.to(model.vae.dtype) / model.vae.config.scaling_factor
-    decoded = Fitting("A sample").do(*_ways(vae, lambda: vae.decode(scaled, return_dict=False)[0]))
+    decoded = Fitting("decode a sample whole").do(
+        *_ways(vae, model.device, lambda: vae.decode(scaled, return_dict=False)[0])
+    )
     pixels_HWC = (decoded[0] * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 0).float().cpu().numpy()
     return Image.fromarray((pixels_HWC * 255).round().astype(np.uint8))
 
@@ -187,11 +193,15 @@ def _encode(vae: AutoencoderKL, pixels_1CHW: torch.Tensor) -> tuple[torch.Tensor
     return distribution.mean, distribution.std
 
 
-def _ways(vae: AutoencoderKL, whole: Callable[[], T]) -> tuple[Callable[[], T], Callable[[], T]]:
-    """Return how something is done with the VAE: whole, or in tiles."""
+def _ways(vae: AutoencoderKL, device: torch.device, whole: Callable[[], T]) -> tuple[Callable[[], T], Callable[[], T]]:
+    """Return how something is done with the VAE on a device: whole, or in tiles."""
+
+    def at_once() -> T:
+        with at_work([vae], device):
+            return whole()
 
     def in_tiles() -> T:
         with tiled(vae):
-            return whole()
+            return at_once()
 
-    return whole, in_tiles
+    return at_once, in_tiles

@@ -22,6 +22,7 @@ from darkroom_trainer.families.model import StableDiffusion
 from darkroom_trainer.hardware import memory_limit
 from darkroom_trainer.items import placed
 from darkroom_trainer.latents import LatentCache
+from darkroom_trainer.preparing import fill
 from darkroom_trainer.priors import Prior, repeated
 from darkroom_trainer.reducing import Reduction, smaller_resolution
 from darkroom_trainer.session import Session
@@ -313,3 +314,16 @@ def test_a_picture_too_large_to_be_encoded_whole_is_encoded_in_tiles(make: Maker
     assert np.corrcoef(found.flatten().numpy(), whole.flatten().numpy())[0, 1] > 0.7
     session.latents = cache
     assert session.adapted.tiled_latents
+
+
+@pytest.mark.parametrize("may_tile", [True, False])
+def test_pictures_are_encoded_alone_before_they_are_tiled(make: Maker, tmp_path: Path, may_tile: bool) -> None:
+    session = make(resolution=96, buckets={"enabled": False})
+    cache, asked = LatentCache(tmp_path / "latents", session.model.vae), list[int]()
+    with little_memory(session.model.vae.encoder, lambda pixels: max(pixels.shape[-2:]) <= 64):
+        try:
+            fill(cache, session.model, session.course.items, before_item=asked.append, may_tile=may_tile)
+        except torch.OutOfMemoryError:
+            assert not may_tile
+    assert asked == ([0, *range(len(session.course.items))] if may_tile else [0, 0])
+    assert cache.has_tiled is may_tile
