@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 
@@ -21,9 +23,15 @@ def explain(error: ValidationError, root: str) -> str:
         error: What pydantic raised.
         root: The path that the model stands at, such as ``spec``.
     """
-    return "\n".join(
-        _line(problem["loc"], problem["msg"], given=problem.get("input"), root=root) for problem in error.errors()
-    )
+    return "\n".join(_told(dict(problem), root) for problem in error.errors())
+
+
+def _told(problem: dict[str, Any], root: str) -> str:
+    location, context = problem["loc"], problem.get("ctx", {})
+    if problem["type"] == "union_tag_invalid":  # pydantic tells the union, not the field that chooses of it
+        choice = (*location, context["discriminator"].strip("'"))
+        return _line(choice, f"allowed are {context['expected_tags']}", given=context["tag"], root=root)
+    return _line(location, problem["msg"], given=problem.get("input"), root=root)
 
 
 def _line(location: tuple[int | str, ...], message: str, *, given: object, root: str) -> str:

@@ -18,6 +18,7 @@ _NOTHING_TO_STOP: Final = (
     "parts.textEncoderUntilStep needs training.optimizer.textEncoderLearningRate greater than 0: "
     "the text encoder is not trained"
 )
+_ONE_AVERAGE: Final = "ema must be left out for optimizer ScheduleFreeAdamW, which averages the weights itself"
 _NOTHING_LEFT: Final = (
     "parts.textEncoderUntilStep needs a part of the UNet, or nothing would be trained after that step"
 )
@@ -99,6 +100,11 @@ class ModelTrainingSpec(TrainingSpec):
         json_schema_extra={
             "x-kubernetes-validations": [
                 {
+                    "rule": "!has(self.ema) || !has(self.training) || !has(self.training.optimizer) || "
+                    "!has(self.training.optimizer.type) || self.training.optimizer.type != 'ScheduleFreeAdamW'",
+                    "message": _ONE_AVERAGE,
+                },
+                {
                     "rule": "!has(self.parts) || !has(self.parts.unet) || self.parts.unet != 'None' || "
                     f"({_TRAINS_TEXT_ENCODER})",
                     "message": _NOTHING_TRAINED,
@@ -128,6 +134,8 @@ class ModelTrainingSpec(TrainingSpec):
 
     @model_validator(mode="after")
     def _something_is_trained(self) -> Self:
+        if self.ema is not None and self.training.optimizer.type == "ScheduleFreeAdamW":
+            raise ValueError(_ONE_AVERAGE)
         if self.training.optimizer.text_encoder_learning_rate > 0:
             return self
         if self.parts.unet == "None":

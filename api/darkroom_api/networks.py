@@ -9,12 +9,20 @@ from pydantic import ConfigDict, Field, JsonValue, model_validator
 from darkroom_api.base import Model
 
 _CONVOLUTIONS_TOGETHER: Final = "give convRank and convAlpha together: alpha never follows rank by itself"
+_NO_CONVOLUTIONS: Final = "targets.layers must be All for convRank: no other kind of layers holds convolutions"
 _WHOLE_OR_NOT: Final = "give either fullMatrix or decomposeBoth, not both"
 
 
 def _rules(*more: tuple[str, str]) -> ConfigDict:
     """Return a network's configuration with its rules in CEL, each with its message."""
-    rules = (("has(self.convRank) == has(self.convAlpha)", _CONVOLUTIONS_TOGETHER), *more)
+    convolutions = (
+        ("has(self.convRank) == has(self.convAlpha)", _CONVOLUTIONS_TOGETHER),
+        (
+            "!has(self.convRank) || !has(self.targets) || !has(self.targets.layers) || self.targets.layers == 'All'",
+            _NO_CONVOLUTIONS,
+        ),
+    )
+    rules = (*convolutions, *more)
     stated: list[JsonValue] = [{"rule": rule, "message": message} for rule, message in rules]
     return ConfigDict(json_schema_extra={"x-kubernetes-validations": stated})
 
@@ -74,6 +82,8 @@ class _Network(Model):
     def _convolutions_have_both(self) -> Self:
         if (self.conv_rank is None) != (self.conv_alpha is None):
             raise ValueError(_CONVOLUTIONS_TOGETHER)
+        if self.conv_rank is not None and self.targets.layers != "All":
+            raise ValueError(_NO_CONVOLUTIONS)
         return self
 
 

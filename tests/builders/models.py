@@ -67,7 +67,7 @@ SD2: dict[str, dict[str, Any]] = {
     "unet": UNET | {"attention_head_dim": [2, 2, 4, 4], "use_linear_projection": True},
     "vae": VAE,
     "text_encoder": OPEN_CLIP,
-    "scheduler": SCHEDULER,
+    "scheduler": SCHEDULER | {"prediction_type": "epsilon"},
 }
 SDXL: dict[str, dict[str, Any]] = {
     "unet": {

@@ -36,7 +36,7 @@ def paint_class(
     """Return the pictures of the class that a spec asks for, painted now or by an earlier attempt.
 
     Args:
-        spec: The run's spec; size and sampler are those of its samples.
+        spec: The run's spec; sampler, steps and guidance are those of its samples, the size is the training's.
         regularization: What to paint.
         model: The base model, before anything is put into it.
         prefix: Where the run's objects lie.
@@ -89,6 +89,7 @@ def _paint(
             height=spec.training.resolution,
             steps=spec.samples.steps,
             guidance_scale=spec.samples.guidance_scale,
+            sampler=spec.samples.sampler,
         )
         picture = paint(model, wanted, encoding=spec.training.text_encoding, before_step=services.stop.check)
         picture.save(folder / f"class-{seed:06d}.png")

@@ -77,7 +77,7 @@ def unet_arguments(model: StableDiffusion, conditions: Conditions, frames: Seque
     """Return what the UNet is called with besides latents and timesteps."""
     arguments: dict[str, Any] = {"encoder_hidden_states": conditions.states_BLD}
     if conditions.pooled_BD is not None:
-        sizes_B6 = torch.tensor([frame.numbers for frame in frames], dtype=conditions.pooled_BD.dtype)
+        sizes_B6 = torch.tensor([frame.numbers for frame in frames], dtype=torch.float32)
         arguments["added_cond_kwargs"] = {
             "text_embeds": conditions.pooled_BD,
             "time_ids": sizes_B6.to(model.device),

@@ -6,26 +6,29 @@ answers every failure with exit code 1 and starts anew by itself: here the exit 
 
 from __future__ import annotations
 
+import json
 import logging
 import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Final
 
 import torch
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import FileStore  # type: ignore[attr-defined]
 
+from darkroom_api.failures import FailureReason
 from darkroom_api.training import TrainingSpec
 from darkroom_trainer import logs
 from darkroom_trainer.batches import Course
 from darkroom_trainer.errors import RunError
 from darkroom_trainer.families.configurations import Family
+from darkroom_trainer.hardware import memory_limit
 from darkroom_trainer.latents import LatentCache
 from darkroom_trainer.offloading import let_wait
 from darkroom_trainer.preparing import load_model
@@ -34,10 +37,10 @@ from darkroom_trainer.team import ALONE, Together
 from darkroom_trainer.weights_file import open_weights
 
 LOG: Final = logging.getLogger(__name__)
-_MEETING_PLACE: Final = "127.0.0.1"
 _GOODBYE_SECONDS: Final = 10.0
 _LOOK_SECONDS: Final = 0.1
 _READY: Final = "ready-{}"
+_PROBLEM: Final = "problem-{}"
 END: Final = "end"
 
 
@@ -55,7 +58,8 @@ class Follower:
     family: Family
     latents: Path
     inputs: str
-    port: int
+    place: Path
+    """The file that the processes meet in."""
     rank: int
     size: int
 
@@ -75,7 +79,11 @@ def followed(session: Session, *, model: Path, latents: Path, check: Callable[[]
     if size == 1:
         yield
         return
-    meeting = TCPStore(_MEETING_PLACE, 0, is_master=True, wait_for_workers=False)
+    # All share a pod, so they meet in a file and talk over loopback: what they say must be nobody else's.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+    place = latents.with_name(f"meeting-{os.getpid()}-{time.monotonic_ns()}")
+    meeting = FileStore(str(place), size)
     start = multiprocessing.get_context("spawn").Process
     followers = [
         start(
@@ -88,7 +96,7 @@ def followed(session: Session, *, model: Path, latents: Path, check: Callable[[]
                     family=session.model.family,
                     latents=latents,
                     inputs=session.inputs,
-                    port=meeting.port,
+                    place=place,
                     rank=rank,
                     size=size,
                 ),
@@ -110,25 +118,25 @@ def followed(session: Session, *, model: Path, latents: Path, check: Callable[[]
     team = session.team = Together(meeting, rank=0, size=size, on_gpu=spec.compute.gpus > 0)
     try:
         yield
-        team.lead(END)
     except RuntimeError as error:
-        raise _explained(error, followers) from error
+        raise _explained(error, followers, meeting) from error
     finally:
         session.team = ALONE
-        _let_go(followers, seconds=_GOODBYE_SECONDS)
-        team.close()
+        _part(team, followers)
 
 
-def _await(followers: Sequence[BaseProcess], meeting: TCPStore, check: Callable[[], None]) -> None:
+def _await(followers: Sequence[BaseProcess], meeting: FileStore, check: Callable[[], None]) -> None:
     """Wait until all followers are ready, which takes them as long as it took the leader.
 
     Raises:
+        RunError: One of them cannot, and said why.
         RuntimeError: One of them ended instead.
     """
     while not meeting.check([_READY.format(rank) for rank in range(1, len(followers) + 1)]):
         check()
-        lost = _lost(followers)
-        if lost:
+        if problem := _problem(followers, meeting):
+            raise problem
+        if lost := _lost(followers):
             raise RuntimeError(f"a process of the run ended before it began: {lost}; its log says why")
         time.sleep(_LOOK_SECONDS)
 
@@ -137,12 +145,34 @@ def _lost(followers: Sequence[BaseProcess]) -> str:
     return ", ".join(f"{it.name} with {it.exitcode}" for it in followers if it.exitcode not in (None, 0))
 
 
-def _explained(error: RuntimeError, followers: Sequence[BaseProcess]) -> RuntimeError:
-    """Name the process that was lost, if one was: torch only tells that a connection was closed."""
-    for follower in followers:
-        follower.join(_GOODBYE_SECONDS if "onnection" in str(error) else 0)
+def _explained(error: RuntimeError, followers: Sequence[BaseProcess], meeting: FileStore) -> Exception:
+    """Tell what a process met, or that it was lost: torch only tells that a connection was closed."""
+    deadline = time.monotonic() + (_GOODBYE_SECONDS if "onnection" in str(error) else 0)
+    while not _lost(followers) and not _problem(followers, meeting) and time.monotonic() < deadline:
+        time.sleep(_LOOK_SECONDS)
+    if problem := _problem(followers, meeting):
+        return problem
     lost = _lost(followers)
     return RuntimeError(f"a process of the run ended: {lost}; {error}") if lost else error
+
+
+def _problem(followers: Sequence[BaseProcess], meeting: FileStore) -> RunError | None:
+    for rank in range(1, len(followers) + 1):
+        if meeting.check([_PROBLEM.format(rank)]):
+            reason, message, advice = json.loads(meeting.get(_PROBLEM.format(rank)))
+            return RunError(FailureReason(reason), message, advice=advice)
+    return None
+
+
+def _part(team: Together, followers: Sequence[BaseProcess]) -> None:
+    """Let all leave at the same time, as NCCL wants it; those that are lost are not waited for."""
+    complete = all(follower.is_alive() for follower in followers)
+    with suppress(RuntimeError):
+        if complete:
+            team.lead(END)
+        if complete or not team.on_gpu:
+            team.close()
+    _let_go(followers, seconds=_GOODBYE_SECONDS if complete else 0)
 
 
 def _let_go(followers: Sequence[BaseProcess], *, seconds: float) -> None:
@@ -163,14 +193,33 @@ def follow(told: Follower) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if told.spec.compute.gpus:
         torch.cuda.set_device(told.rank)
-    meeting = TCPStore(_MEETING_PLACE, told.port, is_master=False)
-    accelerator, model = load_model(told.spec, open_weights(told.model), told.family)
-    latents = LatentCache(told.latents, model.vae, mask=told.course.mask)
-    latents.may_tile = told.spec.training.out_of_memory != "Fail"
-    session = open_session(told.spec, told.course, model, latents=latents, accelerator=accelerator, inputs=told.inputs)
+    meeting = FileStore(str(told.place), told.size)
+    try:
+        with memory_limit(f"process {told.rank} of the run"):
+            session = _open(told)
+            meeting.set(_READY.format(told.rank), "")
+            team = Together(meeting, rank=told.rank, size=told.size, on_gpu=told.spec.compute.gpus > 0)
+            session.team = team
+            try:
+                _obey(session, team)
+            finally:
+                team.close()
+    except RunError as error:  # perhaps all have met it; if not, the leader finds it here
+        meeting.set(_PROBLEM.format(told.rank), json.dumps([error.reason.value, error.message, error.advice]))
+
+
+def _open(told: Follower) -> Session:
+    spec, course = told.spec, told.course
+    accelerator, model = load_model(spec, open_weights(told.model), told.family)
+    latents = LatentCache(told.latents, model.vae, mask=course.mask, processes=told.size)
+    latents.may_tile = spec.training.out_of_memory != "Fail"
+    session = open_session(spec, course, model, latents=latents, accelerator=accelerator, inputs=told.inputs)
+    session.average = None  # only the leader hands over what it is for
     let_wait(session, before_prompt=_go_on)
-    meeting.set(_READY.format(told.rank), "")
-    team = session.team = Together(meeting, rank=told.rank, size=told.size, on_gpu=told.spec.compute.gpus > 0)
+    return session
+
+
+def _obey(session: Session, team: Together) -> None:
     while True:
         match team.follow():
             case (word, path) if word == LOAD:
@@ -178,9 +227,6 @@ def follow(told: Follower) -> None:
             case (word, adaptation) if word == ADAPT:
                 session.follow(adaptation)
             case (word,) if word == STEP:
-                try:
-                    session.step()
-                except RunError:
-                    return  # all have met it; the leader tells
+                session.step()
             case _:
                 return

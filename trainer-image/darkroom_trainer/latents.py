@@ -11,6 +11,7 @@ GiB. Whatever were thrown out to make room would be wanted again within an epoch
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -44,6 +45,7 @@ class LatentCache:
         mask: Which masks they have, if any.
         may_tile: Whether a picture that does not fit into the device's memory may be encoded in tiles.
         memory_bytes: How much of the host's memory they may take; by default an eighth of the pod's.
+        processes: How many of the run's processes share that.
     """
 
     def __init__(
@@ -54,11 +56,12 @@ class LatentCache:
         mask: Mask | None = None,
         may_tile: bool = False,
         memory_bytes: int | None = None,
+        processes: int = 1,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory, self._vae, self._mask = directory, vae, mask
         self._device, self.may_tile, self.has_tiled = vae.device, may_tile, False
-        self._room = host_memory_bytes() // _MEMORY_SHARE if memory_bytes is None else memory_bytes
+        self._room = (host_memory_bytes() // _MEMORY_SHARE if memory_bytes is None else memory_bytes) // processes
         self._held: dict[str, _Tensors] = {}
 
     def fill(self, items: Sequence[Item], *, on_item: Callable[[int], None]) -> None:
@@ -132,8 +135,9 @@ class LatentCache:
             tensors = load_file(path)
         else:
             tensors = make()
-            save_file(tensors, path.with_suffix(".part"))
-            path.with_suffix(".part").rename(path)
+            part = path.with_suffix(f".part-{os.getpid()}")  # other processes of the run may encode the same
+            save_file(tensors, part)
+            part.replace(path)
         size = sum(tensor.nbytes for tensor in tensors.values())
         if size <= self._room:
             self._room -= size

@@ -138,7 +138,10 @@ def prepare(plan: RunPlan, services: Services, inputs: Inputs) -> Session:
     if regularization and regularization.class_ is not None:
         painted = paint_class(spec, regularization, model, prefix=plan.prefix, services=services)
         course = _with_prior(course, painted, spec, path="spec.regularization.class")
-    latents, items = LatentCache(services.work / LATENTS, model.vae, mask=course.mask), course.known_ahead
+    latents, items = (
+        LatentCache(services.work / LATENTS, model.vae, mask=course.mask, processes=spec.compute.num_processes),
+        course.known_ahead,
+    )
     if course.encodes_in_steps:
         LOG.info("training.augmentation: pictures are encoded while training, so the VAE stays on %s", model.device)
 
@@ -182,9 +185,14 @@ def load_model(spec: TrainingSpec, file: WeightsFile, family: Family) -> tuple[A
         family,
         objective=spec.training.objective,
         dtype=torch.float32 if isinstance(spec, ModelTrainingSpec) else BASE_DTYPES[spec.training.precision],
-        device=accelerator.device,
+        device=_numbered(accelerator.device),
     )
     return accelerator, model
+
+
+def _numbered(device: torch.device) -> torch.device:
+    """Return the device as tensors on it call it: with its number, where there are several."""
+    return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
 
 
 def _require_sense(model: StableDiffusion, family: Family, spec: TrainingSpec) -> None:
@@ -205,5 +213,5 @@ def _require_sense(model: StableDiffusion, family: Family, spec: TrainingSpec) -
         raise RunError(
             FailureReason.INVALID_SPEC,
             f"spec.training.textEncoding.clipSkip: {clip_skip} is given, but {family.title} always "
-            " takes the last but one layer; allowed: 1",
+            "takes the last but one layer; allowed: 1",
         )

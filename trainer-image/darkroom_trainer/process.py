@@ -124,7 +124,10 @@ def _differences(earlier: RunPlan, later: RunPlan) -> list[str]:
     one, other = (plan.spec.model_dump(by_alias=True, mode="json") for plan in (earlier, later))
     # Where a run's pods are placed, which key opens the store and who is told does not change what is trained.
     harmless = {"compute", "storage", "trackers"}
-    return [field for field in one if field not in harmless and one[field] != other.get(field)]
+    changed = [field for field in one if field not in harmless and one[field] != other.get(field)]
+    # But how many processes share a step changes what a step is.
+    shared = earlier.spec.compute.num_processes == later.spec.compute.num_processes
+    return changed if shared else [*changed, "compute"]
 
 
 def load_training(stop: StopSignal) -> Callable[[RunPlan, Services], None]:

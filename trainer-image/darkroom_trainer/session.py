@@ -137,7 +137,6 @@ class Session:
         factor = schedule_factor(training.schedule, number, self.course.total_steps)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
-        self._freeze_text_encoders(number)
         value = self._fill_gradients(number)
         # Without a limit the norm is still wanted: it tells whether the gradient is finite.
         limit = training.maximum_gradient_norm or math.inf
@@ -153,12 +152,13 @@ class Session:
         self.position.record(value, rate)
         if self.average:
             self.average.update(number + 1)
+        self._freeze_text_encoders()
         return Stepped(value, rate)
 
-    def _freeze_text_encoders(self, step: int) -> None:
-        """Leave the text encoders as they are from the spec's step on: optimizers skip what has no gradient."""
+    def _freeze_text_encoders(self) -> None:
+        """Leave the text encoders as they are after the spec's step: optimizers skip what has no gradient."""
         until = text_encoder_until(self.spec)
-        if until is None or step < until or self.prompts:
+        if until is None or self.position.step < until or self.prompts:
             return
         for part in self.model.text_parts:
             for parameter in self.trainee.named_parameters(part).values():
@@ -298,8 +298,18 @@ class Session:
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Hold the weights that checkpoints, samples and validations are to have; afterwards those that are trained."""
-        with evaluation_weights(self.optimizer.optimizer), self.average.applied() if self.average else nullcontext():
-            yield
+        kept = self.prompts
+        if kept and text_encoder_until(self.spec) is not None:
+            # Those weights may be averaged ones: neither may read what the others encoded.
+            self.prompts = PromptCache(self.model, self.spec.training.text_encoding)
+        try:
+            with (
+                evaluation_weights(self.optimizer.optimizer),
+                self.average.applied() if self.average else nullcontext(),
+            ):
+                yield
+        finally:
+            self.prompts = kept
 
     def capture(self) -> state.Snapshot:
         """Copy the resume state to host memory."""
@@ -326,6 +336,8 @@ class Session:
         )
         if self.accelerator.scaler and scaler:
             self.accelerator.scaler.load_state_dict(scaler)
+        self._freeze_text_encoders()
+        self.team.agree(None)  # from here on all have read it
         self.follow(adaptation)
 
 
@@ -365,6 +377,8 @@ def open_session(
     prompts = PromptCache(model, training.text_encoding) if reads_alike else None
     decay = average_decay(spec)
     average = Average(trainee.named_parameters(), decay) if decay is not None else None
+    if accelerator.scaler:  # it begins with the first loss, which in an epoch's last step may be another process's
+        accelerator.scaler.scale(torch.zeros((), device=model.device))
     session = Session(spec, course, model, latents, accelerator, trainee, optimizer, peaks, inputs)
     session.prompts, session.average = prompts, average
     return session

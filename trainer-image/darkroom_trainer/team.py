@@ -102,8 +102,10 @@ class Together:
     """
 
     def __init__(self, store: Store, *, rank: int, size: int, on_gpu: bool) -> None:
-        self.rank, self.size = rank, size
+        self.rank, self.size, self.on_gpu = rank, size, on_gpu
         dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=size, timeout=_STEP)
+        if on_gpu:  # NCCL takes its memory at the first sum: later the activations might have left none
+            dist.all_reduce(torch.zeros(1, device="cuda"))
         self._words: Any = dist.new_group(backend="gloo", timeout=_FOR_EVER)
 
     def lead(self, *command: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from contextlib import ExitStack
 
@@ -36,6 +37,7 @@ def train(plan: RunPlan, services: Services) -> None:
         if restored.state_directory:
             reporter.stage(Stage.RESUMING)
             session.load(restored.state_directory)
+            shutil.rmtree(restored.state_directory)  # a whole model's takes tens of gigabytes
             reporter.restored(epoch=session.epoch, step=session.position.step, validations=session.position.validations)
             if session.early_stop:
                 reporter.stopped_early(session.early_stop)

@@ -39,6 +39,7 @@ DTYPE_NAMES: Final = {
     torch.float64: "F64",
 }
 """Number formats in the words of the safetensors format."""
+TORCH_DTYPES: Final = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 _SAFE_ADVICE: Final = "Convert the file to .safetensors on a machine that may run it, and give that one."
 
 

@@ -14,12 +14,15 @@ from typing import Final
 import torch
 
 from darkroom_api.model_training import ModelTrainingSpec
+from darkroom_trainer.families.configurations import UNET, VAE
 from darkroom_trainer.families.loading import V_PREDICTION_MARK, ZERO_SNR_MARK, key_in_file
 from darkroom_trainer.families.model import UNET_PART, StableDiffusion
 from darkroom_trainer.number_formats import copied
 from darkroom_trainer.single_file import write_checkpoint
 from darkroom_trainer.trainees import Write
 
+_AVERAGED: Final = "model_ema."
+"""What begins the names of the base model's own averaged weights."""
 _SIGNS: Final = {"All": ("",), "Attention": (".attn1.", ".attn2."), "CrossAttention": (".attn2.",), "None": ()}
 """What the names of the UNet's weights hold, any of them, by the API's words for what is trained."""
 
@@ -68,9 +71,20 @@ class WholeModel:
             RunError: A weight is too large for this number format.
         """
         file, tensors = self.model.file, copied(self._in_file(), dtype)
+        untrue = self._untrue_marks()
+        weights = (UNET, VAE, _AVERAGED, *(encoder.file.prefix for encoder in self.model.text_encoders))
 
         def write(path: Path, metadata: Mapping[str, str]) -> None:
-            write_checkpoint(path, file, tensors, dtype=dtype, file_format=self.file_format, metadata=metadata)
+            write_checkpoint(
+                path,
+                file,
+                tensors,
+                cast=weights,
+                dtype=dtype,
+                file_format=self.file_format,
+                metadata=metadata,
+                left_out=untrue,
+            )
 
         return write
 
@@ -90,6 +104,11 @@ class WholeModel:
         nature = self.model.nature
         marks = {V_PREDICTION_MARK: nature.predicts_velocity, ZERO_SNR_MARK: nature.zero_terminal_snr}
         return {mark: torch.empty(0) for mark, wanted in marks.items() if wanted and nature.family.pooled}
+
+    def _untrue_marks(self) -> frozenset[str]:
+        nature = self.model.nature
+        marks = {V_PREDICTION_MARK: nature.predicts_velocity, ZERO_SNR_MARK: nature.zero_terminal_snr}
+        return frozenset(mark for mark, wanted in marks.items() if not wanted)
 
 
 def unfreeze(spec: ModelTrainingSpec, model: StableDiffusion, *, train_text_encoder: bool) -> WholeModel:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import FileStore  # type: ignore[attr-defined]
 
 from darkroom_api.failures import FailureReason
 from darkroom_trainer import team as teams
@@ -14,9 +14,9 @@ from darkroom_trainer.errors import RunError
 from darkroom_trainer.team import Together
 
 
-def join(port: int, rank: int, task: Callable[[Together], Any], results: Any) -> None:
+def join(place: str, rank: int, task: Callable[[Together], Any], results: Any) -> None:
     torch.set_num_threads(1)
-    team = Together(TCPStore("127.0.0.1", port), rank=rank, size=2, on_gpu=False)
+    team = Together(FileStore(place, 2), rank=rank, size=2, on_gpu=False)
     try:
         results.put((rank, task(team)))
     finally:

@@ -56,7 +56,14 @@ def test_a_usual_run_is_told_nothing() -> None:
     assert (
         told(FIFTEEN, training={"resolution": 768, "batchSize": 2, "captions": {"shuffle": True, "dropout": 0.1}}) == []
     )
-    assert told(FIFTEEN, network={"rank": 32, "alpha": 16}, training={"gradientAccumulation": 4, "epochs": 8}) == []
+    assert (
+        told(
+            FIFTEEN,
+            network={"type": "LoRA", "rank": 32, "alpha": 16},
+            training={"gradientAccumulation": 4, "epochs": 8},
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -186,7 +193,7 @@ def test_the_worst_run_gives_advice_that_a_plan_can_hold() -> None:
     training = {"epochs": 1, "resolution": 2048, "batchSize": 4, "captions": captions, "buckets": {"maximum": 2048}}
     spec, course = spec_and_course(
         pictures(*odd, repeats=1, caption="sks robot"),
-        network={"rank": 128, "alpha": 1},
+        network={"type": "LoRA", "rank": 128, "alpha": 1},
         training=training,
     )
     plan = planned(spec, course, native_side=512)

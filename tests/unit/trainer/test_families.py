@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
@@ -29,8 +30,9 @@ from darkroom_trainer.errors import RunError
 from darkroom_trainer.families.configurations import FAMILIES, SCHEDULER, SDXL, text_encoder_config, unet_config
 from darkroom_trainer.families.loading import load_path
 from darkroom_trainer.families.model import StableDiffusion
+from darkroom_trainer.safetensors_file import encode
 from darkroom_trainer.weights_file import open_weights
-from tests.builders.models import tiny_tensors, write_tiny
+from tests.builders.models import CONFIGS, tiny_tensors, write_tiny
 from tests.e2e.painting import pipeline
 from tests.unit.trainer.sessions import Maker
 
@@ -149,6 +151,19 @@ def test_marks_in_the_file_are_heeded_unless_the_spec_says_otherwise(tmp_path: P
     told = load_path(path, dtype=torch.float32, device=CPU, objective=spoken)
     assert not told.nature.predicts_velocity
     assert not told.nature.zero_terminal_snr
+
+
+def test_sd2_must_say_what_it_predicts(tmp_path: Path) -> None:
+    """Its models of 512 and of 768 pixels have the same tensors; ours say it in modelspec's words."""
+    bare, told = tmp_path / "bare.safetensors", tmp_path / "told.safetensors"
+    config = {part: it for part, it in CONFIGS["SD2"].items() if part != "scheduler"}
+    for path, about in ((bare, {}), (told, {"modelspec.prediction_type": "v"})):
+        path.write_bytes(encode(tiny_tensors(family="SD2"), {"darkroom.config": json.dumps(config), **about}))
+    with pytest.raises(RunError, match=r"predictionType: bare.safetensors does not say what it predicts; allowed for"):
+        load_path(bare, dtype=torch.float32, device=CPU)
+    assert load_path(told, dtype=torch.float32, device=CPU).nature.predicts_velocity
+    spoken = Objective(prediction_type="Epsilon")
+    assert not load_path(bare, dtype=torch.float32, device=CPU, objective=spoken).nature.predicts_velocity
 
 
 PUBLISHED: dict[str, dict[str, Any]] = {

@@ -122,12 +122,12 @@ def test_a_saved_state_goes_on_bit_for_bit(given: dict[str, Any], tmp_path: Path
 
 def capture(problem: Problem) -> state.Snapshot:
     return state.capture(
-        state.Position(), parameters=problem.weights, optimizer=problem.optimizer, scaler={}, inputs="same"
+        state.Position(), parameters=problem.weights, optimizer=problem.optimizer, scaler={}, averages={}, inputs="same"
     )
 
 
 def load(problem: Problem, directory: Path) -> None:
-    state.load(directory, parameters=problem.weights, optimizer=problem.optimizer, inputs="same")
+    state.load(directory, parameters=problem.weights, optimizer=problem.optimizer, averages={}, inputs="same")
 
 
 @pytest.mark.parametrize("kind", ["Prodigy", "DAdaptAdam"])

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from darkroom_api.failures import FailureReason
 from darkroom_trainer.errors import RunError, StopRequested
@@ -28,11 +27,11 @@ def test_alone_everything_is_ones_own() -> None:
         ALONE.agree(RunError(FailureReason.LOSS_NOT_FINITE, "boom"))
 
 
-def in_two(task: Callable[[Together], Any]) -> list[Any]:
+def in_two(task: Callable[[Together], Any], place: Path) -> list[Any]:
     """Run a task in two processes and return what each makes of it."""
     context = multiprocessing.get_context("spawn")
-    meeting, results = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False), context.Queue()
-    members = [context.Process(target=join, args=(meeting.port, rank, task, results)) for rank in (0, 1)]
+    results = context.Queue()
+    members = [context.Process(target=join, args=(str(place), rank, task, results)) for rank in (0, 1)]
     for member in members:
         member.start()
     found = dict(results.get(timeout=240) for _ in members)
@@ -42,13 +41,13 @@ def in_two(task: Callable[[Together], Any]) -> list[Any]:
     return [found[rank] for rank in (0, 1)]
 
 
-def test_gradients_and_losses_are_summed_and_none_stays_none() -> None:
+def test_gradients_and_losses_are_summed_and_none_stays_none(tmp_path: Path) -> None:
     whole = (1.5, [[[3.0] * 3] * 2, [0.5] * 4, None, [2.0**-29]])
-    assert in_two(sum_gradients) == [whole, whole]
+    assert in_two(sum_gradients, tmp_path / "meeting") == [whole, whole]
 
 
-def test_commands_shares_and_errors_reach_all() -> None:
-    leader, follower = in_two(lead_share_and_fail)
+def test_commands_shares_and_errors_reach_all(tmp_path: Path) -> None:
+    leader, follower = in_two(lead_share_and_fail, tmp_path / "meeting")
     error = ("LossNotFinite", "one's own", "Do.")
     assert leader == [["a", "c"], error]
     assert follower == [["b"], ("load", "/x"), error]

@@ -13,15 +13,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from darkroom_api.text_encoding import TextEncoding
 from darkroom_trainer import sampling
 from darkroom_trainer.averaging import Average
+from darkroom_trainer.conditioning import encode_prompts
 from darkroom_trainer.dataset import scan
 from darkroom_trainer.families.loading import load_path
 from darkroom_trainer.items import placed
 from darkroom_trainer.number_formats import DTYPES
 from darkroom_trainer.priors import Prior, repeated
-from darkroom_trainer.safetensors_file import read_header
+from darkroom_trainer.safetensors_file import encode, read_header
 from darkroom_trainer.session import Session
+from darkroom_trainer.single_file import write_checkpoint
 from darkroom_trainer.weights_file import open_weights
 from tests.builders.models import write_tiny
 from tests.builders.pictures import write_pictures
@@ -84,8 +87,28 @@ def test_every_key_of_the_input_is_kept(make: Maker, tmp_path: Path, family: str
     assert "darkroom.config" in read_header(tmp_path / "anna.safetensors").metadata
 
 
+def test_what_the_base_model_says_of_itself_is_not_said_of_another(tmp_path: Path, one_thread: None) -> None:
+    base, made = tmp_path / "base.safetensors", tmp_path / "made.safetensors"
+    about = {"modelspec.author": "somebody", "modelspec.hash_sha256": "0x1", "ss_seed": "1", "licence": "CC0"}
+    base.write_bytes(encode({"v_pred": torch.empty(0), "a": torch.ones(2)}, about))
+    write_checkpoint(
+        made,
+        open_weights(base),
+        {"a": torch.zeros(2)},
+        cast=("a",),
+        dtype=torch.float32,
+        file_format="Safetensors",
+        metadata={"modelspec.title": "anna"},
+        left_out=frozenset({"v_pred"}),
+    )
+    assert read_header(made).metadata == {"licence": "CC0", "modelspec.title": "anna"}
+    assert read_header(made).shapes == {"a": (2,)}
+
+
 def test_tensors_that_nobody_knows_are_kept_as_they_are(tmp_path: Path, make: Maker, one_thread: None) -> None:
-    extra = {"model_ema.decay": torch.tensor(0.5), "num_updates": torch.tensor(7), "empty": torch.empty(0)}
+    alphas = torch.linspace(0.99915, 0.0047, 1000)
+    extra = {"model_ema.in": torch.tensor(0.1), "num_updates": torch.tensor(7), "empty": torch.empty(0)}
+    extra |= {"alphas_cumprod": alphas}
     path = write_tiny(tmp_path / "base.safetensors", **extra)
     session = make("ModelTraining")
     model = load_path(path, dtype=torch.float32, device=torch.device("cpu"))
@@ -94,7 +117,8 @@ def test_tensors_that_nobody_knows_are_kept_as_they_are(tmp_path: Path, make: Ma
     made = load_file(tmp_path / "made.safetensors")
     assert made["num_updates"] == 7
     assert made["num_updates"].dtype == torch.int64
-    assert made["model_ema.decay"].dtype == torch.bfloat16
+    assert made["model_ema.in"].dtype == torch.bfloat16
+    assert torch.equal(made["alphas_cumprod"], alphas)  # rounded, its first numbers would be 1: no noise at all
     assert made["empty"].shape == (0,)
 
 
@@ -173,6 +197,7 @@ RESUMED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "moving average": ({"ema": {"decay": 0.9}}, {}),
     "until a step": ({"parts": {"textEncoderUntilStep": 2}}, TEXT_TOO),
     "accumulation": ({}, {"gradientAccumulation": 2}),
+    "all of it": ({"ema": {"decay": 0.5}, "parts": {"textEncoderUntilStep": 2}}, TEXT_TOO),
     "Prodigy": ({}, {"optimizer": {"type": "Prodigy"}}),
     "ScheduleFreeAdamW": ({}, {"optimizer": {"type": "ScheduleFreeAdamW"}, "schedule": {"type": "Constant"}}),
 }
@@ -193,6 +218,22 @@ def test_a_resumed_run_is_the_undisturbed_one(make: Maker, tmp_path: Path, what:
         assert same(weights(second), weights(whole))
         with second.evaluating(), whole.evaluating():
             assert same(weights(second), weights(whole))
+
+
+def test_a_validation_reads_prompts_with_the_averaged_weights(make: Maker) -> None:
+    """Also after the text encoder stopped: what steps encoded is not the checkpoint's, nor the other way round."""
+    fields = {"ema": {"decay": 0.5}, "parts": {"textEncoderUntilStep": 2}}
+    session = make("ModelTraining", fields=fields, **AT_ONCE, **TEXT_TOO)
+    for _ in range(3):
+        session.step()
+    assert session.prompts
+    trained = session.prompts.encode(["sks robot"]).states_BLD
+    with session.evaluating():
+        assert session.prompts
+        averaged = session.prompts.encode(["sks robot"]).states_BLD
+        assert not torch.equal(averaged, trained)
+        assert torch.equal(averaged, encode_prompts(session.model, ["sks robot"], TextEncoding()).states_BLD)
+    assert torch.equal(session.prompts.encode(["sks robot"]).states_BLD, trained)
 
 
 def test_the_average_is_the_published_one() -> None:

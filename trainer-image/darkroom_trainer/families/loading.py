@@ -6,7 +6,6 @@ Neighbours: `recognition` judged the file before, `folders` brings a diffusers f
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -22,6 +21,7 @@ from darkroom_api.objectives import Objective
 from darkroom_trainer.errors import RunError
 from darkroom_trainer.families.configurations import (
     SCHEDULER,
+    SD2,
     UNET,
     VAE,
     Config,
@@ -130,7 +130,7 @@ def configurations(file: WeightsFile, family: Family, objective: Objective) -> C
             text_encoders=tuple(
                 {**text_encoder_config(it, shapes), **own.get(it.part, {})} for it in family.text_encoders
             ),
-            scheduler={**SCHEDULER, **own.get("scheduler", {}), **_told(shapes, objective)},
+            scheduler=_schedule(file, family, own.get("scheduler", {}), objective),
         )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise RunError(
@@ -140,16 +140,31 @@ def configurations(file: WeightsFile, family: Family, objective: Objective) -> C
         ) from error
 
 
-def _told(names: Iterable[str], objective: Objective) -> Config:
-    """Return what the spec or a file's marks say of the noise schedule."""
-    told: Config = {}
-    if objective.prediction_type or V_PREDICTION_MARK in names:
-        predicts_noise = objective.prediction_type == "Epsilon"
-        told["prediction_type"] = "epsilon" if predicts_noise else "v_prediction"
-    if objective.zero_terminal_snr or (objective.zero_terminal_snr is None and ZERO_SNR_MARK in names):
+def _schedule(file: WeightsFile, family: Family, own: Config, objective: Objective) -> Config:
+    """Return the noise schedule: the family's, as the file and then the spec say otherwise.
+
+    Raises:
+        RunError: Nothing says what an SD 2.x model predicts; both are usual, and no tensor tells.
+    """
+    names, config = file.header.shapes, {**SCHEDULER, **own}
+    told = file.header.metadata.get("modelspec.prediction_type")
+    if told == "v" or V_PREDICTION_MARK in names:
+        config["prediction_type"] = "v_prediction"
+    if objective.prediction_type is not None:
+        config["prediction_type"] = "epsilon" if objective.prediction_type == "Epsilon" else "v_prediction"
+    elif family is SD2 and told is None and "prediction_type" not in own:
+        raise RunError(
+            FailureReason.INVALID_SPEC,
+            f"spec.training.objective.predictionType: {file.path.name} does not say what it predicts; allowed for "
+            f"{family.title}: Epsilon (the models of 512 pixels), VPrediction (those of 768)",
+        )
+    zero = objective.zero_terminal_snr
+    if zero or (zero is None and ZERO_SNR_MARK in names):
         # Lin et al. 2023 (arXiv 2305.08891): the last step must be sampled too, or its pure noise is never seen.
-        told |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    return told
+        config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    elif zero is False:
+        config |= {"rescale_betas_zero_snr": False, "timestep_spacing": "leading"}
+    return config
 
 
 def _build_text_encoder(encoder: TextEncoderFile, config: Config) -> torch.nn.Module:

@@ -24,6 +24,8 @@ class Decomposed(LowRank):
     def __init__(self, place: Place, weights: dict[str, torch.Tensor], *, rank: int, alpha: float) -> None:
         super().__init__(place, weights, rank=rank, alpha=alpha)
         self.first = norms(place.layer.weight.detach().to(torch.float32))
+        self._whole_inputs = torch.empty(0)
+        """Of the layer's last call at a strength other than 1: as they are at strength 1."""
 
     def attach(self) -> None:
         """Let the layer's output change with the weights from now on."""
@@ -40,7 +42,17 @@ class Decomposed(LowRank):
 
     def _lengthen(self, _layer: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         inputs, *rest = args
-        return (inputs * self._factors()).to(inputs.dtype), *rest
+        factors = self._factors()
+        if self.strength != 1:
+            self._whole_inputs = inputs * factors
+            factors = 1 + self.strength * (factors - 1)
+        return (inputs * factors).to(inputs.dtype), *rest
+
+    def _add(self, layer: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        """Add the factors' product; in a picture of another strength W + strength (W_dora - W), as readers merge it."""
+        if self.strength != 1:
+            args = (self._whole_inputs.to(args[0].dtype), *args[1:])
+        return super()._add(layer, args, output)
 
     def _factors(self) -> torch.Tensor:
         weight = self.place.layer.weight
