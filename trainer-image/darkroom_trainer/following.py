@@ -53,6 +53,7 @@ class Follower:
     model: Path
     family: Family
     latents: Path
+    initial: Path | None
     inputs: str
     port: int
     rank: int
@@ -60,13 +61,21 @@ class Follower:
 
 
 @contextmanager
-def followed(session: Session, *, model: Path, latents: Path, check: Callable[[], None] = _go_on) -> Iterator[None]:
+def followed(
+    session: Session,
+    *,
+    model: Path,
+    latents: Path,
+    initial: Path | None = None,
+    check: Callable[[], None] = _go_on,
+) -> Iterator[None]:
     """Start the followers of a session, if its spec asks for any, and let them go at the end.
 
     Args:
         session: The leader's.
         model: The base model's file.
         latents: Where the encoded pictures lie.
+        initial: The file of weights that training begins with, if it does.
         check: Called while the followers get ready; may raise to give up.
     """
     spec = session.spec
@@ -86,6 +95,7 @@ def followed(session: Session, *, model: Path, latents: Path, check: Callable[[]
                     model=model,
                     family=session.model.family,
                     latents=latents,
+                    initial=initial,
                     inputs=session.inputs,
                     port=meeting.port,
                     rank=rank,
@@ -166,7 +176,15 @@ def follow(told: Follower) -> None:
     accelerator, model = load_model(told.spec, open_weights(told.model), told.family)
     may_tile = told.spec.training.out_of_memory != "Fail"
     latents = LatentCache(told.latents, model.vae, mask=told.course.mask, may_tile=may_tile)
-    session = open_session(told.spec, told.course, model, latents=latents, accelerator=accelerator, inputs=told.inputs)
+    session = open_session(
+        told.spec,
+        told.course,
+        model,
+        latents=latents,
+        accelerator=accelerator,
+        inputs=told.inputs,
+        initial=open_weights(told.initial) if told.initial else None,
+    )
     meeting.set(_READY.format(told.rank), "")
     team = session.team = Together(meeting, rank=told.rank, size=told.size, on_gpu=told.spec.compute.gpus > 0)
     while True:
