@@ -7,6 +7,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import ConfigDict, Field, JsonValue, model_validator
 
 from darkroom_api.base import Model
+from darkroom_api.storage import S3Uri
 
 _CONVOLUTIONS_TOGETHER: Final = "give convRank and convAlpha together: alpha never follows rank by itself"
 _NO_CONVOLUTIONS: Final = "targets.layers must be All for convRank: no other kind of layers holds convolutions"
@@ -50,8 +51,24 @@ class Targets(Model):
     )
 
 
+class InitialWeights(Model):
+    """A file of the same network, trained on from where it stands."""
+
+    uri: S3Uri = Field(
+        description="Address of the file, s3://BUCKET/KEY: in kohya's format, or of a LoRA in that of diffusers and "
+        "PEFT. Its ranks must be the network's, and every one of its layers must take part; a layer that it lacks "
+        "begins at nothing. Where its alpha is another, it must be so by a power of two: anything else would round."
+    )
+    sha256: str | None = Field(
+        default=None,
+        pattern=r"^[0-9a-f]{64}$",
+        max_length=64,
+        description="SHA-256 of the file, in hexadecimal; another file is refused.",
+    )
+
+
 class _Network(Model):
-    """What all networks have: strength, and where they are."""
+    """What all networks have: strength, where they are, and what they begin with."""
 
     model_config = _rules()
     rank: int = Field(
@@ -77,6 +94,9 @@ class _Network(Model):
         description="Scale in those convolutions: convAlpha / convRank. Goes with convRank.",
     )
     targets: Targets = Field(default_factory=Targets, description="Which layers take part.")
+    initial_weights: InitialWeights | None = Field(
+        default=None, description="A trained file to begin with. Default: nothing, so that the base model is unchanged."
+    )
 
     @model_validator(mode="after")
     def _convolutions_have_both(self) -> Self:
@@ -97,7 +117,8 @@ class DoRA(_Network):
     """LoRA for the direction of each input's weights, and a trained magnitude (Liu et al. 2024, arXiv 2402.09353).
 
     A magnitude belongs to a column of the weight, as in OneTrainer and LyCORIS' wd_on_output=False: of the two ways it
-    is the one that A1111 and ComfyUI apply as it was trained. diffusers knows only the other one.
+    is the one that A1111 and ComfyUI apply as it was trained. diffusers knows only the other one, and takes such a file
+    for it without a word.
     """
 
     type: Literal["DoRA"] = "DoRA"

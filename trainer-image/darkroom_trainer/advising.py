@@ -17,6 +17,7 @@ from typing import Final
 from darkroom_api.embedding_training import EmbeddingTrainingSpec
 from darkroom_api.lora_training import LoraTrainingSpec
 from darkroom_api.model_training import ModelTrainingSpec
+from darkroom_api.networks import LoKr
 from darkroom_api.progress import MAXIMUM_ADVICE, Plan
 from darkroom_api.training import Training, TrainingSpec
 from darkroom_trainer.batches import Course
@@ -79,8 +80,9 @@ def particular(_spec: object) -> Iterator[str]:
 @particular.register
 def _(spec: LoraTrainingSpec) -> Iterator[str]:
     scale, network = spec.network.alpha / spec.network.rank, spec.network
-    # An optimizer that learns its step size makes up for the scale.
-    if not SCALE_RANGE[0] <= scale <= SCALE_RANGE[1] and not spec.training.optimizer.learns_step_size:
+    # An optimizer that learns its step size makes up for the scale; whole matrices have none.
+    is_scaled = not (isinstance(network, LoKr) and network.full_matrix)
+    if is_scaled and not SCALE_RANGE[0] <= scale <= SCALE_RANGE[1] and not spec.training.optimizer.learns_step_size:
         yield (
             f"network.alpha {network.alpha:g} at rank {network.rank} multiplies all that is learnt by {scale:.2g}, as "
             f"if the learning rate were so much {'lower' if scale < 1 else 'higher'}; an alpha of half the rank to the "

@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Final
 
 from darkroom_api.failures import FailureReason
+from darkroom_api.lora_training import LoraTrainingSpec
+from darkroom_api.networks import InitialWeights
 from darkroom_api.training import BaseModelSource, TrainingSpec
 from darkroom_api.uris import S3Location, check_key, parse_s3
 from darkroom_trainer.diffusers_folder import INDEX, classes_of, wanted_files
 from darkroom_trainer.errors import RunError
 from darkroom_trainer.priors import regularization_of
+from darkroom_trainer.safetensors_file import BASE_MODEL
 from darkroom_trainer.store import ChecksumError, Store, StoredObject
 from darkroom_trainer.transferring import SPARE_DISK_BYTES, OnProgress, free_bytes
 
@@ -33,6 +36,7 @@ _FIRST_OBJECTS: Final = 1000
 DATASET: Final = "spec.dataset.uri"
 VALIDATION_DATASET: Final = "spec.validation.dataset.uri"
 REGULARIZATION: Final = "spec.regularization.uri"
+INITIAL_WEIGHTS: Final = "spec.network.initialWeights.uri"
 
 
 def datasets(spec: TrainingSpec) -> dict[str, S3Location]:
@@ -46,15 +50,31 @@ def datasets(spec: TrainingSpec) -> dict[str, S3Location]:
     return {field: parse_s3(uri) for field, uri in uris.items() if uri is not None}
 
 
-def check_inputs(store: Store, model: BaseModelSource, prefixes: Mapping[str, S3Location]) -> None:
-    """Look whether the base model and a first object of each dataset are there, in small requests.
+def initial_weights(spec: TrainingSpec) -> InitialWeights | None:
+    """Return the file of weights that training begins with, if the spec names one."""
+    return spec.network.initial_weights if isinstance(spec, LoraTrainingSpec) else None
+
+
+def check_inputs(
+    store: Store,
+    model: BaseModelSource,
+    prefixes: Mapping[str, S3Location],
+    *,
+    initial: InitialWeights | None = None,
+) -> None:
+    """Look whether single files and a first object of each dataset are there, in small requests.
 
     Fetching finds that too, but only after torch is loaded: on a busy node most of a minute.
 
     Raises:
-        RunError: What `fetch_base_model` or `fetch_dataset` would raise for it.
+        RunError: What fetching would raise for it.
     """
-    location = _base_model(model)
+    if initial is not None:
+        try:
+            store.size(_object(initial.uri, INITIAL_WEIGHTS))
+        except RunError as error:
+            raise _at(INITIAL_WEIGHTS, error) from error
+    location = _object(model.uri, BASE_MODEL)
     try:
         if model.is_folder:
             _folder_files(store, location)
@@ -71,12 +91,10 @@ def check_inputs(store: Store, model: BaseModelSource, prefixes: Mapping[str, S3
             raise _at(field, error) from error
 
 
-def _base_model(source: BaseModelSource) -> S3Location:
-    location = parse_s3(source.uri)
+def _object(uri: str, field: str) -> S3Location:
+    location = parse_s3(uri)
     if not location.key:
-        raise RunError(
-            FailureReason.INVALID_SPEC, f"spec.baseModel.uri: {source.uri!r} names a bucket; give s3://BUCKET/KEY"
-        )
+        raise RunError(FailureReason.INVALID_SPEC, f"{field}: {uri!r} names a bucket; give s3://BUCKET/KEY")
     return location
 
 
@@ -96,23 +114,51 @@ def fetch_base_model(
     Raises:
         RunError: There is no such object, or it is not the file whose SHA-256 the spec gives.
     """
-    location = _base_model(source)
+    location = _object(source.uri, BASE_MODEL)
+    if not source.is_folder:
+        return _fetch_file(store, source, directory, field=BASE_MODEL, on_progress=on_progress)
     path = directory / location.key.rpartition("/")[2]
     try:
-        if source.is_folder:
-            files = _folder_files(store, location)
-            check_room(files, location, free=free_bytes(path))
-            _download_all(store, location, files, directory=path, on_progress=on_progress)
-            return path
+        files = _folder_files(store, location)
+        check_room(files, location, free=free_bytes(path))
+        _download_all(store, location, files, directory=path, on_progress=on_progress)
+    except RunError as error:
+        raise _at(BASE_MODEL, error) from error
+    return path
+
+
+def fetch_initial_weights(
+    store: Store, source: InitialWeights, directory: Path, *, on_progress: OnProgress | None = None
+) -> Path:
+    """Download the weights that training begins with and return the file's path.
+
+    Raises:
+        RunError: There is no such object, or it is not the file whose SHA-256 the spec gives.
+    """
+    return _fetch_file(store, source, directory, field=INITIAL_WEIGHTS, on_progress=on_progress)
+
+
+def _fetch_file(
+    store: Store,
+    source: BaseModelSource | InitialWeights,
+    directory: Path,
+    *,
+    field: str,
+    on_progress: OnProgress | None,
+) -> Path:
+    location, its = _object(source.uri, field), field.removesuffix(".uri")
+    path = directory / location.key.rpartition("/")[2]
+    try:
         store.download(location, path, sha256=source.sha256, on_progress=on_progress)
     except ChecksumError as error:
+        name = its.removeprefix("spec.")
         raise RunError(
             FailureReason.MODEL_REJECTED,
-            f"spec.baseModel.sha256: {error.expected} is given, but {location} has {error.got}",
-            advice="Correct baseModel.sha256, or put the file it belongs to at baseModel.uri.",
+            f"{its}.sha256: {error.expected} is given, but {location} has {error.got}",
+            advice=f"Correct {name}.sha256, or put the file it belongs to at {name}.uri.",
         ) from error
     except RunError as error:
-        raise _at("spec.baseModel.uri", error) from error
+        raise _at(field, error) from error
     return path
 
 

@@ -57,6 +57,7 @@ class Follower:
     model: Path
     family: Family
     latents: Path
+    initial: Path | None
     inputs: str
     place: Path
     """The file that the processes meet in."""
@@ -65,13 +66,21 @@ class Follower:
 
 
 @contextmanager
-def followed(session: Session, *, model: Path, latents: Path, check: Callable[[], None] = _go_on) -> Iterator[None]:
+def followed(
+    session: Session,
+    *,
+    model: Path,
+    latents: Path,
+    initial: Path | None = None,
+    check: Callable[[], None] = _go_on,
+) -> Iterator[None]:
     """Start the followers of a session, if its spec asks for any, and let them go at the end.
 
     Args:
         session: The leader's.
         model: The base model's file.
         latents: Where the encoded pictures lie.
+        initial: The file of weights that training begins with, if it does.
         check: Called while the followers get ready; may raise to give up.
     """
     spec = session.spec
@@ -95,6 +104,7 @@ def followed(session: Session, *, model: Path, latents: Path, check: Callable[[]
                     model=model,
                     family=session.model.family,
                     latents=latents,
+                    initial=initial,
                     inputs=session.inputs,
                     place=place,
                     rank=rank,
@@ -213,7 +223,15 @@ def _open(told: Follower) -> Session:
     accelerator, model = load_model(spec, open_weights(told.model), told.family)
     latents = LatentCache(told.latents, model.vae, mask=course.mask, processes=told.size)
     latents.may_tile = spec.training.out_of_memory != "Fail"
-    session = open_session(spec, course, model, latents=latents, accelerator=accelerator, inputs=told.inputs)
+    session = open_session(
+        spec,
+        course,
+        model,
+        latents=latents,
+        accelerator=accelerator,
+        inputs=told.inputs,
+        initial=open_weights(told.initial) if told.initial else None,
+    )
     session.average = None  # only the leader hands over what it is for
     let_wait(session, before_prompt=_go_on)
     return session

@@ -13,40 +13,44 @@ from darkroom_api.training import TrainingSpec
 from darkroom_trainer.dataset import Picture
 from darkroom_trainer.embeddings import insert
 from darkroom_trainer.families.model import UNET_PART, StableDiffusion
-from darkroom_trainer.networks.adapter import Adapter, inject
+from darkroom_trainer.networks.adapter import Adapter, build_layers, inject
 from darkroom_trainer.networks.selection import choose_places
 from darkroom_trainer.optimizers import text_encoder_learning_rate
 from darkroom_trainer.trainees import Trainee
+from darkroom_trainer.weights_file import WeightsFile
 from darkroom_trainer.whole_model import unfreeze
 from darkroom_trainer.word_check import require_word
 
 
 @singledispatch
-def open_trainee(spec: object, model: StableDiffusion) -> Trainee:
-    """Make trainable in a model what a spec asks for; at first it paints what the base model does, a new word aside."""
+def open_trainee(spec: object, model: StableDiffusion, initial: WeightsFile | None) -> Trainee:
+    """Make trainable in a model what a spec asks for.
+
+    At first it paints what the base model does, a new word aside, or what the spec's initial weights make of it.
+    """
     raise NotImplementedError(f"no training by {type(spec).__name__}")
 
 
 @open_trainee.register
-def _(spec: LoraTrainingSpec, model: StableDiffusion) -> Trainee:
+def _(spec: LoraTrainingSpec, model: StableDiffusion, initial: WeightsFile | None) -> Trainee:
     trains_text = text_encoder_learning_rate(spec.training.optimizer) > 0
-    return inject(spec.network, model, seed=spec.training.seed, train_text_encoder=trains_text)
+    return inject(spec.network, model, seed=spec.training.seed, train_text_encoder=trains_text, initial=initial)
 
 
 @open_trainee.register
-def _(spec: ModelTrainingSpec, model: StableDiffusion) -> Trainee:
+def _(spec: ModelTrainingSpec, model: StableDiffusion, initial: WeightsFile | None) -> Trainee:
     trains_text = text_encoder_learning_rate(spec.training.optimizer) > 0
     return unfreeze(spec, model, train_text_encoder=trains_text)
 
 
 @open_trainee.register
-def _(spec: EmbeddingTrainingSpec, model: StableDiffusion) -> Trainee:
+def _(spec: EmbeddingTrainingSpec, model: StableDiffusion, initial: WeightsFile | None) -> Trainee:
     return insert(spec.embedding, model, seed=spec.training.seed)
 
 
 @singledispatch
-def check_model(spec: object, model: StableDiffusion) -> None:
-    """Refuse what only the loaded model tells to be wrong, before anything is computed with it.
+def check_model(spec: object, model: StableDiffusion, initial: WeightsFile | None) -> None:
+    """Refuse what only the loaded model tells to be wrong, before anything long is computed with it.
 
     Raises:
         RunError: Options and model do not fit.
@@ -54,9 +58,12 @@ def check_model(spec: object, model: StableDiffusion) -> None:
 
 
 @check_model.register
-def _(spec: LoraTrainingSpec, model: StableDiffusion) -> None:
+def _(spec: LoraTrainingSpec, model: StableDiffusion, initial: WeightsFile | None) -> None:
     trains_text = text_encoder_learning_rate(spec.training.optimizer) > 0
-    choose_places(spec.network, model, train_text_encoder=trains_text)
+    if initial is None:
+        choose_places(spec.network, model, train_text_encoder=trains_text)
+        return
+    build_layers(spec.network, model, seed=spec.training.seed, train_text_encoder=trains_text, initial=initial)
 
 
 @singledispatch

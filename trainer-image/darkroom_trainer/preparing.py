@@ -29,11 +29,14 @@ from darkroom_trainer.families.model import StableDiffusion
 from darkroom_trainer.families.recognition import check_family, native_side
 from darkroom_trainer.fetching import (
     DATASET,
+    INITIAL_WEIGHTS,
     REGULARIZATION,
     VALIDATION_DATASET,
     datasets,
     fetch_base_model,
     fetch_dataset,
+    fetch_initial_weights,
+    initial_weights,
 )
 from darkroom_trainer.fitting import Fitting
 from darkroom_trainer.hardware import BASE_DTYPES, open_accelerator
@@ -45,6 +48,7 @@ from darkroom_trainer.opening import check_model, check_pictures
 from darkroom_trainer.priors import Prior, regularization_of, repeated
 from darkroom_trainer.services import Services
 from darkroom_trainer.session import Session, open_session
+from darkroom_trainer.store import sha256_of
 from darkroom_trainer.weights_file import WeightsFile, open_weights
 
 LATENTS: Final = "latents"
@@ -60,13 +64,18 @@ class Inputs:
     family: Family
     base: Future[BaseModelFile]
     """Hashes of the model's file, computed beside everything else."""
+    initial: WeightsFile | None
+    """Weights that training begins with, instead of nothing."""
     course: Course
     plan: Plan
     """The course as the status shows it, with advice."""
 
     def fingerprint(self, course: Course) -> str:
-        """Return a hash of model, pictures, captions and masks."""
-        return hashlib.sha256(f"{self.base.result().sha256}/{course.fingerprint}".encode()).hexdigest()
+        """Return a hash of model, pictures, captions, masks and initial weights."""
+        parts = [self.base.result().sha256, course.fingerprint]
+        if self.initial:
+            parts.append(sha256_of(self.initial.path))
+        return hashlib.sha256("/".join(parts).encode()).hexdigest()
 
 
 def fetch(plan: RunPlan, services: Services) -> Inputs:
@@ -85,6 +94,7 @@ def fetch(plan: RunPlan, services: Services) -> Inputs:
         model = assemble(model, before_tensor=services.stop.check)
     file = open_weights(model)
     family = check_family(file.header.shapes, model.name, family=spec.base_model.family)
+    initial = _fetch_initial(spec, services)
     with ThreadPoolExecutor(1, "hash") as pool:
         base = pool.submit(hash_base_model, model, spec.base_model.sha256)
         if spec.dataset.uri is None:
@@ -99,7 +109,19 @@ def fetch(plan: RunPlan, services: Services) -> Inputs:
         )
         course = _with_prior(course, pictures.get(REGULARIZATION, []), spec, path=REGULARIZATION)
         advised = planned(spec, course, native_side=native_side(family, file.header.shapes, spec.training.objective))
-        return Inputs(file, family, base, course, advised)
+        return Inputs(file, family, base, initial, course, advised)
+
+
+def _fetch_initial(spec: TrainingSpec, services: Services) -> WeightsFile | None:
+    """Fetch the weights that training begins with, if the spec names a file of them."""
+    source = initial_weights(spec)
+    if source is None:
+        return None
+    services.reporter.stage(Stage.FETCHING, "initial weights")
+    progress = services.reporter.transfer("initial weights")
+    directory = services.work / "initial-weights"
+    path = fetch_initial_weights(services.store, source, directory, on_progress=progress)
+    return open_weights(path, field=INITIAL_WEIGHTS)
 
 
 def _with_prior(course: Course, pictures: Sequence[Picture], spec: TrainingSpec, *, path: str) -> Course:
@@ -133,7 +155,7 @@ def prepare(plan: RunPlan, services: Services, inputs: Inputs) -> Session:
     reporter.stage(Stage.INSPECTING, "Loading the base model")
     accelerator, model = load_model(spec, inputs.model, inputs.family)
     _require_sense(model, inputs.family, spec)
-    check_model(spec, model)
+    check_model(spec, model, inputs.initial)
     regularization = regularization_of(spec)
     if regularization and regularization.class_ is not None:
         painted = paint_class(spec, regularization, model, prefix=plan.prefix, services=services)
@@ -151,7 +173,13 @@ def prepare(plan: RunPlan, services: Services, inputs: Inputs) -> Session:
 
     fill(latents, model, items, before_item=before_item, may_tile=spec.training.out_of_memory != "Fail")
     session = open_session(
-        spec, course, model, latents=latents, accelerator=accelerator, inputs=inputs.fingerprint(course)
+        spec,
+        course,
+        model,
+        latents=latents,
+        accelerator=accelerator,
+        inputs=inputs.fingerprint(course),
+        initial=inputs.initial,
     )
     reporter.stage(Stage.CACHING, "captions")
     let_wait(session, before_prompt=services.stop.check)

@@ -27,7 +27,7 @@ from darkroom_api.training import MUTABLE_FIELDS
 from darkroom_trainer import ending, logs
 from darkroom_trainer.connecting import open_store
 from darkroom_trainer.errors import RunError
-from darkroom_trainer.fetching import check_inputs, datasets
+from darkroom_trainer.fetching import check_inputs, datasets, initial_weights
 from darkroom_trainer.late_imports import hide
 from darkroom_trainer.patience import Patience
 from darkroom_trainer.probing import abandon_orphans, probe
@@ -186,7 +186,7 @@ def _connect(
     store = open_store(plan.spec.storage, environ, patience=patience)
     probe(store, plan.prefix)
     keep_plan(store, plan)
-    check_inputs(store, plan.spec.base_model, datasets(plan.spec))
+    check_inputs(store, plan.spec.base_model, datasets(plan.spec), initial=initial_weights(plan.spec))
     abandon_orphans(store, plan.prefix)
     publisher = Publisher(store.uninterrupted(), plan, reporter)
     LOG.info("The store at %s is as it should be; loading the trainer", store.endpoint)

@@ -20,6 +20,7 @@ from darkroom_trainer.errors import RunError
 if TYPE_CHECKING:
     import torch
 
+BASE_MODEL: Final = "spec.baseModel.uri"
 MAXIMUM_HEADER_BYTES: Final = 100_000_000
 """What the format's own library accepts."""
 BITS: Final = {
@@ -40,8 +41,8 @@ class Header:
     """Number formats in the format's own words, such as F16."""
 
 
-def read_header(path: Path) -> Header:
-    """Read and check a file's header without loading any tensor.
+def read_header(path: Path, *, field: str = BASE_MODEL) -> Header:
+    """Read and check the header of a file, which a field of the spec names, without loading any tensor.
 
     Raises:
         RunError: It is no safetensors file, or not a whole one.
@@ -50,17 +51,17 @@ def read_header(path: Path) -> Header:
     with path.open("rb") as file:
         start = file.read(8)
         if len(start) < 8:
-            raise _rejected(path, f"has {size} bytes; a .safetensors file has at least 8")
+            raise _rejected(field, path, f"has {size} bytes; a .safetensors file has at least 8")
         (length,) = struct.unpack("<Q", start)
         if not 2 <= length <= MAXIMUM_HEADER_BYTES:
-            raise _rejected(path, "does not begin with the header of a .safetensors file")
+            raise _rejected(field, path, "does not begin with the header of a .safetensors file")
         if 8 + length > size:
-            raise _rejected(path, f"is truncated: it has {size} bytes, its header alone says {8 + length}")
+            raise _rejected(field, path, f"is truncated: it has {size} bytes, its header alone says {8 + length}")
         text = file.read(length)
-    return _parse(path, text, data_bytes=size - 8 - length)
+    return _parse(path, text, data_bytes=size - 8 - length, field=field)
 
 
-def _parse(path: Path, text: bytes, *, data_bytes: int) -> Header:
+def _parse(path: Path, text: bytes, *, data_bytes: int, field: str) -> Header:
     try:
         header = json.loads(text)
         metadata = header.pop("__metadata__", None) or {}
@@ -69,11 +70,11 @@ def _parse(path: Path, text: bytes, *, data_bytes: int) -> Header:
         if not all(isinstance(value, str) for value in metadata.values()):
             raise ValueError("metadata that is no text")  # noqa: TRY301 - same end as any other damage
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _rejected(path, f"has a damaged .safetensors header: {error}") from error
+        raise _rejected(field, path, f"has a damaged .safetensors header: {error}") from error
     if needed > data_bytes:
-        raise _rejected(path, f"is truncated: {data_bytes} bytes of tensors are there, its header says {needed}")
+        raise _rejected(field, path, f"is truncated: {data_bytes} bytes of tensors are there, its header says {needed}")
     if needed < data_bytes:
-        raise _rejected(path, f"has {data_bytes - needed} bytes that its header does not know; it is damaged")
+        raise _rejected(field, path, f"has {data_bytes - needed} bytes that its header does not know; it is damaged")
     return Header(shapes, dict(metadata), {str(name): str(entry["dtype"]) for name, entry in header.items()})
 
 
@@ -98,8 +99,8 @@ def _place(entry: dict[str, Any]) -> tuple[int, int]:
     return int(begin), int(end)
 
 
-def _rejected(path: Path, problem: str) -> RunError:
-    return RunError(FailureReason.MODEL_REJECTED, f"spec.baseModel.uri: {path.name} {problem}")
+def _rejected(field: str, path: Path, problem: str) -> RunError:
+    return RunError(FailureReason.MODEL_REJECTED, f"{field}: {path.name} {problem}")
 
 
 def encode(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:

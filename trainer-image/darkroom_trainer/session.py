@@ -42,6 +42,7 @@ from darkroom_trainer.reducing import reduction
 from darkroom_trainer.schedules import schedule_factor
 from darkroom_trainer.team import ALONE, Team
 from darkroom_trainer.trainees import Trainee
+from darkroom_trainer.weights_file import WeightsFile
 
 LOG: Final = logging.getLogger(__name__)
 
@@ -361,10 +362,11 @@ def open_session(
     latents: LatentCache,
     accelerator: Accelerator,
     inputs: str,
+    initial: WeightsFile | None = None,
 ) -> Session:
-    """Make trainable what the spec asks for, and put an optimizer over it."""
+    """Make trainable what the spec asks for, from its initial weights if it has any, and put an optimizer over it."""
     training = spec.training
-    trainee = open_trainee(spec, model)
+    trainee = open_trainee(spec, model, initial)
     set_checkpointing(model.unet, wanted=training.gradient_checkpointing)
     groups = [
         Group(list(weights.values()), learning_rate_of(spec, part))

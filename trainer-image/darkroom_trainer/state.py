@@ -152,8 +152,8 @@ def load(
     if numbers["inputs"] != inputs:
         raise RunError(
             FailureReason.DATASET_REJECTED,
-            "spec.dataset or spec.baseModel: the pictures, captions, masks or base model changed since this run began, "
-            "so it cannot go on exactly",
+            "spec.dataset, spec.baseModel or spec.network.initialWeights: the pictures, captions, masks, base model or "
+            "initial weights changed since this run began, so it cannot go on exactly",
             advice="Apply the training under a new name, or put the earlier files back.",
         )
     with _told_if_unreadable(directory), torch.no_grad():

@@ -30,7 +30,13 @@ def train(plan: RunPlan, services: Services) -> None:
         reporter.planned(inputs.plan)
         session = prepare(plan, services, inputs)
         stack.enter_context(
-            followed(session, model=inputs.model.path, latents=services.work / LATENTS, check=stop.check)
+            followed(
+                session,
+                model=inputs.model.path,
+                latents=services.work / LATENTS,
+                initial=inputs.initial.path if inputs.initial else None,
+                check=stop.check,
+            )
         )
         restored = restore(services.store, plan.prefix, services.work)
         publisher.adopt(restored)

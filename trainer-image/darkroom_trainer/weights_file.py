@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from darkroom_api.failures import FailureReason
 from darkroom_trainer.errors import RunError
-from darkroom_trainer.safetensors_file import Header, read_header
+from darkroom_trainer.safetensors_file import BASE_MODEL, Header, read_header
 
 PICKLES: Final = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """How a pickled checkpoint begins: torch's zip, or the bare pickle of before torch 1.6."""
@@ -51,6 +51,8 @@ class WeightsFile:
     header: Header
     pickled: Mapping[str, torch.Tensor] | None = None
     """The tensors of a .ckpt, mapped from the disk where its format allows that."""
+    field: str = BASE_MODEL
+    """The field of the spec that names it."""
 
     def tensors(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield tensors by name, all unless told which, one in memory at a time."""
@@ -63,8 +65,8 @@ class WeightsFile:
                 yield name, file.get_tensor(name)
 
 
-def open_weights(path: Path) -> WeightsFile:
-    """Look at a file of weights without reading its tensors.
+def open_weights(path: Path, *, field: str = BASE_MODEL) -> WeightsFile:
+    """Look at a file of weights, which a field of the spec names, without reading its tensors.
 
     Raises:
         RunError: It is neither format, not whole, or a pickle of more than tensors.
@@ -72,21 +74,20 @@ def open_weights(path: Path) -> WeightsFile:
     with path.open("rb") as file:
         start = file.read(8)
     if start.startswith(PICKLES):
-        tensors = _unpickle(path)
+        tensors = _unpickle(path, field)
         shapes = {name: tuple(it.shape) for name, it in tensors.items()}
-        return WeightsFile(
-            path, Header(shapes, {}, {name: DTYPE_NAMES[it.dtype] for name, it in tensors.items()}), tensors
-        )
-    return WeightsFile(path, read_header(path))
+        dtypes = {name: DTYPE_NAMES[it.dtype] for name, it in tensors.items()}
+        return WeightsFile(path, Header(shapes, {}, dtypes), tensors, field)
+    return WeightsFile(path, read_header(path, field=field), field=field)
 
 
-def _unpickle(path: Path) -> dict[str, torch.Tensor]:
+def _unpickle(path: Path, field: str) -> dict[str, torch.Tensor]:
     try:
         content = _load(path)
     except pickle.UnpicklingError as error:
         raise RunError(
             FailureReason.MODEL_REJECTED,
-            f"spec.baseModel.uri: {path.name} is a pickle that holds more than tensors, which could run code: "
+            f"{field}: {path.name} is a pickle that holds more than tensors, which could run code: "
             f"{str(error).splitlines()[-1][:300]}",
             advice=_SAFE_ADVICE,
         ) from error
@@ -95,14 +96,14 @@ def _unpickle(path: Path) -> dict[str, torch.Tensor]:
             raise
         raise RunError(
             FailureReason.MODEL_REJECTED,
-            f"spec.baseModel.uri: {path.name} begins as a pickled checkpoint, but cannot be read: "
+            f"{field}: {path.name} begins as a pickled checkpoint, but cannot be read: "
             f"{type(error).__name__} {str(error)[:300]}",
         ) from error
     found = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(found, Mapping):
         raise RunError(
             FailureReason.MODEL_REJECTED,
-            f"spec.baseModel.uri: {path.name} holds a {type(content).__name__}, no tensors by name",
+            f"{field}: {path.name} holds a {type(content).__name__}, no tensors by name",
             advice=_SAFE_ADVICE,
         )
     return {str(name): tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}

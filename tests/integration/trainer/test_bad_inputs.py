@@ -61,6 +61,15 @@ def test_pickled_base_model(bench: Bench, tmp_path: Path) -> None:
     assert "pickled checkpoint" in failure.message
 
 
+def test_initial_weights_that_are_not_there_or_of_something_else(bench: Bench, tmp_path: Path) -> None:
+    network = {"type": "LoRA", "initialWeights": {"uri": f"s3://{bench.bucket}/none.safetensors"}}
+    failure = fail(bench, code=ExitCode.NO_INPUT, network=network)
+    assert failure.message.startswith("spec.network.initialWeights.uri: ")
+    network["initialWeights"] = {"uri": f"s3://{bench.bucket}/base.safetensors"}
+    failure = fail(bench, code=ExitCode.DATA, network=network)
+    assert failure.message == "spec.network.initialWeights.uri: base.safetensors holds no layer that is trained here"
+
+
 def no_pictures(root: Path) -> None:
     (root / "20_sks robot").mkdir(parents=True)
     (root / "20_sks robot" / "notes.md").write_text("nothing to see")

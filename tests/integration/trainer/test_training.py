@@ -87,6 +87,18 @@ def test_tensorboard_shows_one_run_straight_from_the_store(
     assert pictures[2].encoded_image_string == undisturbed.read("samples/epoch-000002/p0-s2.png")
 
 
+def test_a_run_that_goes_on_from_a_file_begins_with_its_pictures(undisturbed: Objects, bench: Bench) -> None:
+    uri = f"s3://{bench.bucket}/{undisturbed.prefix}/calm.safetensors"
+    spec = bench.spec(network={"type": "LoRA", "rank": 4, "alpha": 2, "initialWeights": {"uri": uri}})
+    attempt = bench.start(spec | {"training": spec["training"] | {"epochs": 1}}, name="further")
+    assert attempt.wait() == ExitCode.DONE, attempt.log
+    further = bench.objects("further")
+    for name in ("p0-s1.png", "p0-s2.png"):
+        first, last = (further.read(f"samples/epoch-00000{epoch}/{name}") for epoch in (0, 1))
+        assert first == undisturbed.read(f"samples/epoch-000002/{name}")
+        assert first != last
+
+
 def test_samples_begin_before_training_and_change(undisturbed: Objects) -> None:
     pictures = [
         np.asarray(Image.open(io.BytesIO(undisturbed.read(f"samples/epoch-00000{epoch}/p0-s1.png"))))

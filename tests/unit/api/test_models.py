@@ -66,6 +66,14 @@ def test_spec_survives_its_own_json(kind: TrainingKind, more: dict[str, Any]) ->
             {"network": {"type": "LoKr", "fullMatrix": True, "decomposeBoth": True}},
             "spec.network.LoKr: Value error, give either fullMatrix or decomposeBoth, not both",
         ),
+        (
+            {"network": {"type": "LoRA", "targets": {"layers": "attention"}}},
+            "spec.network.LoRA.targets.layers: 'attention': Input should be 'All', 'Attention', 'CrossAttention' or",
+        ),
+        (
+            {"network": {"type": "LoRA", "initialWeights": {"uri": "s3://abc/d", "sha256": "1A"}}},
+            "spec.network.LoRA.initialWeights.sha256: '1A': String should match pattern",
+        ),
         ({"network": {"type": "LoHa", "factor": 4}}, "spec.network.LoHa.factor: 4: Extra inputs are not permitted"),
         (
             {"baseModel": {"uri": "s3://models/sdxl/", "sha256": "0" * 64}},

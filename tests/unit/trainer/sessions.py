@@ -16,6 +16,7 @@ from darkroom_trainer.families.model import StableDiffusion
 from darkroom_trainer.hardware import open_accelerator
 from darkroom_trainer.latents import LatentCache
 from darkroom_trainer.session import Session, open_session
+from darkroom_trainer.weights_file import WeightsFile
 from tests.builders.pictures import write_masks, write_pictures
 
 TRAINING: dict[str, Any] = {
@@ -53,6 +54,7 @@ class Maker:
         network: dict[str, Any] | None = None,
         validation: dict[str, Any] | None = None,
         family: str = "SD15",
+        initial: WeightsFile | None = None,
         **training: Any,
     ) -> Session:
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -80,7 +82,9 @@ class Maker:
         latents = LatentCache(self._directory / f"latents-{family}", model.vae, mask=course.mask)
         latents.fill(course.known_ahead, on_item=lambda _: None)
         accelerator = open_accelerator(spec.training.precision, gpus=0)
-        return open_session(spec, course, model, latents=latents, accelerator=accelerator, inputs=inputs)
+        return open_session(
+            spec, course, model, latents=latents, accelerator=accelerator, inputs=inputs, initial=initial
+        )
 
 
 def weights(session: Session) -> dict[str, torch.Tensor]:

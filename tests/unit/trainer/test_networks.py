@@ -135,6 +135,10 @@ def test_readers_merge_what_was_trained(load_model: Load, name: str, family: str
             error = (place.layer(inputs) - expected).abs().max() / expected.abs().max()
             assert error < 1e-6, place.name
             assert (plain - expected).abs().max() > 1e-2 * plain.abs().max(), place.name
+            with adapter.at_strength(0.6):
+                weaker = place.layer(inputs)
+            expected = plain + 0.6 * (expected - plain)
+            assert (weaker - expected).abs().max() < 1e-6 * expected.abs().max(), place.name
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -11,9 +11,13 @@ import pytest
 import torch
 
 from darkroom_api.failures import FailureReason
+from darkroom_api.networks import LoRA
 from darkroom_trainer.errors import RunError, StopRequested
+from darkroom_trainer.families.model import StableDiffusion
 from darkroom_trainer.following import followed
 from darkroom_trainer.team import ALONE, Together
+from darkroom_trainer.weights_file import open_weights
+from tests.builders.networks import trained
 from tests.unit.trainer.sessions import Maker, weights
 from tests.unit.trainer.team_tasks import join, lead_share_and_fail, sum_gradients
 
@@ -53,13 +57,18 @@ def test_commands_shares_and_errors_reach_all(tmp_path: Path) -> None:
     assert follower == [["b"], ("load", "/x"), error]
 
 
-def test_two_processes_do_what_one_does_in_twice_the_batches(make: Maker, base_file: Path, tmp_path: Path) -> None:
+def test_two_processes_do_what_one_does_in_twice_the_batches(
+    make: Maker, load_model: Callable[..., StableDiffusion], base_file: Path, tmp_path: Path
+) -> None:
     """The same pictures, noise and weights in the mean; sums in another order, so equal but for rounding."""
-    alone = make(gradientAccumulation=2)
+    path = tmp_path / "initial.safetensors"
+    trained(load_model(), LoRA(rank=4, alpha=2), size=0.05).draft(torch.float32)(path, {})
+    initial = open_weights(path)
+    alone = make(gradientAccumulation=2, initial=initial)
     expected = [alone.step().loss for _ in range(3)]
-    session = make(fields={"compute": {"gpus": 0, "processes": 2}})
+    session = make(fields={"compute": {"gpus": 0, "processes": 2}}, initial=initial)
     assert session.course.steps_per_epoch == alone.course.steps_per_epoch
-    with followed(session, model=base_file, latents=tmp_path / "latents-SD15"):
+    with followed(session, model=base_file, latents=tmp_path / "latents-SD15", initial=path):
         assert session.team.size == 2
         losses = [session.step().loss for _ in range(2)]
         session.capture().write(tmp_path / "state")

@@ -1,20 +1,22 @@
 """A layer of the base model with trained weights beside it: what all networks share.
 
-Weights are added by hooks, so the model keeps its modules and their names. They are fp32 whatever the base is, under
-autocast too. Neighbours: one module for each network; `adapter` holds a model's layers together.
+Only the layer's `forward` is replaced, so the model keeps its modules and their names. What is trained is fp32 whatever
+the base is, under autocast too. Neighbours: one module for each network; `adapter` holds a model's layers together.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import torch
 from torch.nn import functional
 
 from darkroom_trainer.networks.places import Place
+
+Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Adapted(ABC):
@@ -23,7 +25,10 @@ class Adapted(ABC):
     def __init__(self, place: Place, weights: Mapping[str, torch.Tensor], *, rank: int, alpha: float) -> None:
         self.place = place
         self.alpha = alpha
+        self.rank = rank
         self.scale = alpha / rank
+        self.is_scaled = True
+        """Whether alpha counts."""
         self.strength = 1.0
         """Share of what is added, in pictures that people want painted with less or more of it."""
         device = place.layer.weight.device
@@ -31,7 +36,18 @@ class Adapted(ABC):
 
     def attach(self) -> None:
         """Let the layer's output change with the weights from now on."""
-        self.place.layer.register_forward_hook(self._add)
+        self.place.layer.forward = partial(self.output, self.place.layer.forward)  # type: ignore[method-assign]
+
+    def output(self, plain: Forward, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the layer's changed output, given how it calculates the plain one."""
+        return self.summed(plain(inputs), inputs)
+
+    def summed(self, output: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        """Return a plain output with what the weights add for these inputs."""
+        if not torch.is_autocast_enabled(inputs.device.type):
+            inputs = inputs.to(torch.float32)
+        added = self.added(inputs)
+        return (output + (added if self.strength == 1 else self.strength * added)).to(output.dtype)
 
     @abstractmethod
     def added(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -46,6 +62,21 @@ class Adapted(ABC):
         """Return what a file keeps beside the weights, in whatever number format holds it exactly, by suffix."""
         return {"alpha": torch.tensor(self.alpha)}
 
+    def kept(self) -> dict[str, tuple[int, ...]]:
+        """Return what a file must hold of this layer to go on from it, beside alpha: shapes by suffix."""
+        return {suffix: tuple(self.weights[name].shape) for name, suffix in self.suffixes.items()}
+
+    def fill(self, tensors: Mapping[str, torch.Tensor], factor: float) -> None:
+        """Take the weights over from a file, the update multiplied by a factor.
+
+        Args:
+            tensors: By suffix, those of `kept`; a kernel of one pixel may be there or not.
+            factor: A power of two, which rounds nothing.
+        """
+        for index, (name, suffix) in enumerate(self.suffixes.items()):
+            tensor = tensors[suffix] if index else tensors[suffix] * factor  # the update is linear in each of them
+            self.weights[name].data.copy_(tensor.reshape(self.weights[name].shape))
+
     def named(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """Yield the weights under names that are unique in the adapter."""
         for name, parameter in self.weights.items():
@@ -55,13 +86,6 @@ class Adapted(ABC):
         """Yield the weights that a file keeps in its own number format, under their names there."""
         for name, suffix in self.suffixes.items():
             yield f"{self.place.name}.{suffix}", self.weights[name]
-
-    def _add(self, _layer: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
-        inputs = args[0]
-        if not torch.is_autocast_enabled(inputs.device.type):
-            inputs = inputs.to(torch.float32)
-        added = self.added(inputs)
-        return (output + (added if self.strength == 1 else self.strength * added)).to(output.dtype)
 
 
 def apply(layer: torch.nn.Linear | torch.nn.Conv2d, inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

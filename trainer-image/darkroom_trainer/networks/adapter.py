@@ -17,10 +17,12 @@ from darkroom_trainer.families.model import StableDiffusion
 from darkroom_trainer.lora_format import encode_lora, exactly
 from darkroom_trainer.networks.adapted import Adapted
 from darkroom_trainer.networks.building import build
+from darkroom_trainer.networks.initial import begin_with
 from darkroom_trainer.networks.selection import choose_places
 from darkroom_trainer.number_formats import copied
 from darkroom_trainer.randomness import noise_source
 from darkroom_trainer.trainees import Write
+from darkroom_trainer.weights_file import WeightsFile
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,43 @@ class Adapter:
                 layer.strength = 1.0
 
 
-def inject(network: Network, model: StableDiffusion, *, seed: int, train_text_encoder: bool) -> Adapter:
-    """Put the network that a spec asks for into a model; at first it changes nothing that the model paints."""
+def build_layers(
+    network: Network,
+    model: StableDiffusion,
+    *,
+    seed: int,
+    train_text_encoder: bool,
+    initial: WeightsFile | None = None,
+) -> tuple[Adapted, ...]:
+    """Make the layers of the network that a spec asks for, not yet part of the model.
+
+    Args:
+        network: What the spec asks for.
+        model: The base model.
+        seed: All weights that are drawn follow from it.
+        train_text_encoder: Whether text encoders take part.
+        initial: A trained file to begin with.
+
+    Raises:
+        RunError: No layer is left, or the file is of another network.
+    """
     places = choose_places(network, model, train_text_encoder=train_text_encoder)
     layers = tuple(build(network, it, noise_source(seed, "adapter", it.part, it.module)) for it in places)
+    if initial is not None:
+        begin_with(initial, layers)
+    return layers
+
+
+def inject(
+    network: Network,
+    model: StableDiffusion,
+    *,
+    seed: int,
+    train_text_encoder: bool,
+    initial: WeightsFile | None = None,
+) -> Adapter:
+    """Put a network into a model; without a file to begin with, it changes nothing at first. As `build_layers`."""
+    layers = build_layers(network, model, seed=seed, train_text_encoder=train_text_encoder, initial=initial)
     for layer in layers:
         layer.attach()
     return Adapter(layers)

@@ -6,12 +6,16 @@ input (and the kernel). That is a factor of the inputs, so no weight is ever reb
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Final
 
 import torch
 
+from darkroom_trainer.networks.adapted import Forward
 from darkroom_trainer.networks.lora import LowRank
 from darkroom_trainer.networks.places import Place
+
+_MAGNITUDES: Final = "dora_scale"
 
 
 class Decomposed(LowRank):
@@ -24,35 +28,33 @@ class Decomposed(LowRank):
     def __init__(self, place: Place, weights: dict[str, torch.Tensor], *, rank: int, alpha: float) -> None:
         super().__init__(place, weights, rank=rank, alpha=alpha)
         self.first = norms(place.layer.weight.detach().to(torch.float32))
-        self._whole_inputs = torch.empty(0)
-        """Of the layer's last call at a strength other than 1: as they are at strength 1."""
 
-    def attach(self) -> None:
-        """Let the layer's output change with the weights from now on."""
-        self.place.layer.register_forward_pre_hook(self._lengthen)
-        super().attach()
+    def output(self, plain: Forward, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the layer's changed output, given how it calculates the plain one."""
+        factors = self._factors()
+        lengthened = (inputs * factors).to(inputs.dtype)
+        if self.strength == 1:
+            return self.summed(plain(lengthened), lengthened)
+        # With less strength the weight itself goes only so far from the base model's, as in A1111 and ComfyUI.
+        return self.summed(plain((inputs * (1 + self.strength * (factors - 1))).to(inputs.dtype)), lengthened)
 
     def exact(self) -> dict[str, torch.Tensor]:
         """Return alpha, and the magnitudes: few numbers, which rounding would cost much of what they learnt."""
-        return {**super().exact(), "dora_scale": self.magnitudes()}
+        return {**super().exact(), _MAGNITUDES: self.magnitudes()}
+
+    def kept(self) -> dict[str, tuple[int, ...]]:
+        """Return what a file must hold of this layer to go on from it, beside alpha: shapes by suffix."""
+        return {**super().kept(), _MAGNITUDES: tuple(self.first.shape)}
+
+    def fill(self, tensors: Mapping[str, torch.Tensor], factor: float) -> None:
+        """Take the weights over from a file; a factor changes the factors' product alone, and so not the direction."""
+        super().fill(tensors, factor)
+        given = tensors[_MAGNITUDES].to(self.first.device).reshape(self.first.shape)
+        self.weights["magnitude"].data.copy_(given - self.first)
 
     def magnitudes(self) -> torch.Tensor:
         """Return the lengths that the inputs' weights are to have."""
         return self.first + self.weights["magnitude"]
-
-    def _lengthen(self, _layer: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        inputs, *rest = args
-        factors = self._factors()
-        if self.strength != 1:
-            self._whole_inputs = inputs * factors
-            factors = 1 + self.strength * (factors - 1)
-        return (inputs * factors).to(inputs.dtype), *rest
-
-    def _add(self, layer: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
-        """Add the factors' product; in a picture of another strength W + strength (W_dora - W), as readers merge it."""
-        if self.strength != 1:
-            args = (self._whole_inputs.to(args[0].dtype), *args[1:])
-        return super()._add(layer, args, output)
 
     def _factors(self) -> torch.Tensor:
         weight = self.place.layer.weight

@@ -28,6 +28,7 @@ class Kronecker(Adapted):
         # Readers count alpha by the rank of a pair and find none here, so this alpha is the one that says what they do.
         is_whole = _SMALL in weights and _LARGE in weights
         super().__init__(place, weights, rank=rank, alpha=rank if is_whole else alpha)
+        self.is_scaled = not is_whole
 
     def added(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the output of the update, scaled."""
