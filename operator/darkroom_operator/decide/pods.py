@@ -170,14 +170,27 @@ def _hindrance(pod: Object, waiting: Object) -> Hindrance | None:
     return None
 
 
+def _keys_wanted(pod: Object, secret: str) -> list[str]:
+    """Return the keys that a pod's containers cannot do without, of a Secret, in their order."""
+    references = [
+        reference
+        for container in (pod.get("spec") or {}).get("containers") or ()
+        for variable in container.get("env") or ()
+        if (reference := (variable.get("valueFrom") or {}).get("secretKeyRef")) and reference.get("name") == secret
+    ]
+    return [str(it["key"]) for it in references if not it.get("optional")]
+
+
 def _config_error(pod: Object, message: str) -> Hindrance:
     """Tell which object a container waits for: a kubelet names it as ``secret "x" not found`` or by its missing key."""
     namespace = metadata(pod)["namespace"]
     if missing := re.search(r'secret "([^"]+)" not found', message):
+        keys = _keys_wanted(pod, missing[1])
+        holding = f" with {' and '.join(keys)}" if keys else ""
+        field = "storage.credentials.secretName" if holding.startswith(" with AWS_") else "the secretName that names it"
         return Hindrance(
             "SecretNotFound",
-            f"Secret {missing[1]!r} does not exist in namespace {namespace!r}; create it with the keys "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or correct storage.credentials.secretName.",
+            f"Secret {missing[1]!r} does not exist in namespace {namespace!r}; create it{holding}, or correct {field}.",
         )
     if missing := re.search(r"couldn't find key (\S+) in Secret (\S+)", message):
         return Hindrance("SecretKeyNotFound", f"Secret {missing[2]!r} has no key {missing[1]!r}; add it.")

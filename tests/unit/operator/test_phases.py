@@ -355,3 +355,19 @@ def kstatus(found: dict[str, Any], *, generation: int) -> str:
     if held.get("Stalled") == "True":
         return "Failed"
     return "Current" if held.get("Ready", "True") == "True" else "InProgress"
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ([("AWS_ACCESS_KEY_ID", "s3"), ("AWS_SECRET_ACCESS_KEY", "s3")], "storage.credentials.secretName"),
+        ([("AWS_ACCESS_KEY_ID", "other"), ("WANDB_API_KEY", "s3")], "the secretName that names it"),
+    ],
+)
+def test_a_missing_secret_is_told_with_its_keys(variables: list[tuple[str, str]], expected: str) -> None:
+    env = [{"name": key, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}} for key, secret in variables]
+    env.append({"name": "MAYBE", "valueFrom": {"secretKeyRef": {"name": "s3", "key": "MAYBE", "optional": True}}})
+    waiting = {**SECRET, "spec": {"containers": [{"name": "trainer", "env": env}]}}
+    message = condition(decided(snapshot(job=job(), pods=(waiting,))), "Ready")["message"]
+    keys = " and ".join(key for key, secret in variables if secret == "s3")
+    assert f"create it with {keys}, or correct {expected}" in message
