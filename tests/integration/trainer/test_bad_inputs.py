@@ -37,28 +37,40 @@ def test_truncated_base_model(bench: Bench, base_model: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("tensors", "expected"),
+    ("family", "tensors", "expected"),
     [
-        (["some.weight"], "no Stable Diffusion checkpoint"),
-        ([UNET, "conditioner.embedders.1.model.ln_final.weight"], "SD15 is given, but other.safetensors is SDXL"),
-        ([UNET, "cond_stage_model.model.ln_final.weight"], "is SD 2.x"),
-        ([UNET], "lacks VAE and text encoder"),
+        (None, ["some.weight"], "no Stable Diffusion checkpoint"),
+        (
+            "SD15",
+            [UNET, "conditioner.embedders.1.model.ln_final.weight"],
+            "SD15 is given, but other.safetensors is SDXL",
+        ),
+        ("SD15", [UNET, "cond_stage_model.model.ln_final.weight"], "SD15 is given, but other.safetensors is SD2"),
+        (None, [UNET], "lacks VAE and text encoder"),
+        (None, [UNET, "conditioner.embedders.1.model.ln_final.weight"], "lacks VAE and text encoders"),
     ],
 )
-def test_other_files_than_sd15(bench: Bench, tmp_path: Path, tensors: list[str], expected: str) -> None:
+def test_files_that_are_no_whole_model(
+    bench: Bench, tmp_path: Path, family: str | None, tensors: list[str], expected: str
+) -> None:
     path = tmp_path / "other.safetensors"
     save_file({name: torch.zeros(2, 4) for name in tensors}, path)
     bench.upload(path, "other.safetensors")
-    failure = fail(bench, code=ExitCode.DATA, baseModel={"uri": f"s3://{bench.bucket}/other.safetensors"})
+    source = {"uri": f"s3://{bench.bucket}/other.safetensors"} | ({"family": family} if family else {})
+    failure = fail(bench, code=ExitCode.DATA, baseModel=source)
     assert failure.reason is FailureReason.MODEL_REJECTED
     assert expected in failure.message
 
 
-def test_pickled_base_model(bench: Bench, tmp_path: Path) -> None:
-    torch.save({"state_dict": {}}, tmp_path / "old.ckpt")
-    bench.upload(tmp_path / "old.ckpt", "old.ckpt")
-    failure = fail(bench, code=ExitCode.DATA, baseModel={"uri": f"s3://{bench.bucket}/old.ckpt"})
-    assert "pickled checkpoint" in failure.message
+def test_pickled_base_models(bench: Bench, tmp_path: Path) -> None:
+    """One without a model, and one that would run code."""
+    torch.save({"state_dict": {}}, tmp_path / "empty.ckpt")
+    torch.save({"state_dict": {}, "hook": print}, tmp_path / "more.ckpt")
+    for name, expected in (("empty.ckpt", "is no Stable Diffusion"), ("more.ckpt", "holds more than tensors")):
+        bench.upload(tmp_path / name, name)
+        failure = fail(bench, code=ExitCode.DATA, baseModel={"uri": f"s3://{bench.bucket}/{name}"})
+        assert failure.reason is FailureReason.MODEL_REJECTED
+        assert expected in failure.message
 
 
 def test_initial_weights_that_are_not_there_or_of_something_else(bench: Bench, tmp_path: Path) -> None:
