@@ -56,7 +56,14 @@ def test_a_usual_run_is_told_nothing() -> None:
     assert (
         told(FIFTEEN, training={"resolution": 768, "batchSize": 2, "captions": {"shuffle": True, "dropout": 0.1}}) == []
     )
-    assert told(FIFTEEN, network={"rank": 32, "alpha": 16}, training={"gradientAccumulation": 4, "epochs": 8}) == []
+    assert (
+        told(
+            FIFTEEN,
+            network={"type": "LoRA", "rank": 32, "alpha": 16},
+            training={"gradientAccumulation": 4, "epochs": 8},
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -145,10 +152,14 @@ def test_rare_buckets_whose_batches_are_short() -> None:
 @pytest.mark.parametrize(
     ("network", "advice"),
     [
-        ({"rank": 128, "alpha": 1}, "network.alpha 1 at rank 128 multiplies all that is learnt by 0.0078"),
-        ({"rank": 4, "alpha": 32}, "network.alpha 32 at rank 4 multiplies all that is learnt by 8"),
-        ({"rank": 32, "alpha": 8}, None),
-        ({"rank": 16, "alpha": 64}, None),
+        (
+            {"type": "LoRA", "rank": 128, "alpha": 1},
+            "network.alpha 1 at rank 128 multiplies all that is learnt by 0.0078",
+        ),
+        ({"type": "LoRA", "rank": 4, "alpha": 32}, "network.alpha 32 at rank 4 multiplies all that is learnt by 8"),
+        ({"type": "LoRA", "rank": 32, "alpha": 8}, None),
+        ({"type": "LoRA", "rank": 16, "alpha": 64}, None),
+        ({"type": "LoKr", "rank": 128, "alpha": 1, "fullMatrix": True}, None),
     ],
 )
 def test_an_alpha_far_from_the_rank(network: dict[str, Any], advice: str | None) -> None:
@@ -186,7 +197,7 @@ def test_the_worst_run_gives_advice_that_a_plan_can_hold() -> None:
     training = {"epochs": 1, "resolution": 2048, "batchSize": 4, "captions": captions, "buckets": {"maximum": 2048}}
     spec, course = spec_and_course(
         pictures(*odd, repeats=1, caption="sks robot"),
-        network={"rank": 128, "alpha": 1},
+        network={"type": "LoRA", "rank": 128, "alpha": 1},
         training=training,
     )
     plan = planned(spec, course, native_side=512)
