@@ -152,10 +152,14 @@ def test_rare_buckets_whose_batches_are_short() -> None:
 @pytest.mark.parametrize(
     ("network", "advice"),
     [
-        ({"rank": 128, "alpha": 1}, "network.alpha 1 at rank 128 multiplies all that is learnt by 0.0078"),
-        ({"rank": 4, "alpha": 32}, "network.alpha 32 at rank 4 multiplies all that is learnt by 8"),
-        ({"rank": 32, "alpha": 8}, None),
-        ({"rank": 16, "alpha": 64}, None),
+        (
+            {"type": "LoRA", "rank": 128, "alpha": 1},
+            "network.alpha 1 at rank 128 multiplies all that is learnt by 0.0078",
+        ),
+        ({"type": "LoRA", "rank": 4, "alpha": 32}, "network.alpha 32 at rank 4 multiplies all that is learnt by 8"),
+        ({"type": "LoRA", "rank": 32, "alpha": 8}, None),
+        ({"type": "LoRA", "rank": 16, "alpha": 64}, None),
+        ({"type": "LoKr", "rank": 128, "alpha": 1, "fullMatrix": True}, None),
     ],
 )
 def test_an_alpha_far_from_the_rank(network: dict[str, Any], advice: str | None) -> None:

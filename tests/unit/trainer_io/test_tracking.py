@@ -260,7 +260,9 @@ def test_mlflow_away_and_mlflow_refusing_are_told_apart(server: MLflowServer) ->
 
 
 def plan(*trackers: dict[str, Any]) -> RunPlan:
-    spec = LoraTrainingSpec.model_validate(MINIMAL | {"trackers": list(trackers), "network": {"rank": 4, "alpha": 2}})
+    spec = LoraTrainingSpec.model_validate(
+        MINIMAL | {"trackers": list(trackers), "network": {"type": "LoRA", "rank": 4, "alpha": 2}}
+    )
     return RunPlan(kind="LoraTraining", name="anna", namespace="studio", uid="u", run="0123456789", spec=spec)
 
 
