@@ -61,7 +61,6 @@ class Follower:
     inputs: str
     place: Path
     """The file that the processes meet in."""
-    rank: int
     size: int
 
 
@@ -88,33 +87,22 @@ def followed(
     if size == 1:
         yield
         return
-    # All share a pod, so they meet in a file and talk over loopback: what they say must be nobody else's.
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
-    place = latents.with_name(f"meeting-{os.getpid()}-{time.monotonic_ns()}")
+    place = _meeting_place(latents.parent)
     meeting = FileStore(str(place), size)
+    told = Follower(
+        spec,
+        session.course,
+        model=model,
+        family=session.model.family,
+        latents=latents,
+        initial=initial,
+        inputs=session.inputs,
+        place=place,
+        size=size,
+    )
     start = multiprocessing.get_context("spawn").Process
     followers = [
-        start(
-            target=follow,
-            args=(
-                Follower(
-                    spec,
-                    session.course,
-                    model=model,
-                    family=session.model.family,
-                    latents=latents,
-                    initial=initial,
-                    inputs=session.inputs,
-                    place=place,
-                    rank=rank,
-                    size=size,
-                ),
-            ),
-            name=f"follower-{rank}",
-            daemon=True,
-        )
-        for rank in range(1, size)
+        start(target=follow, args=(told, rank), name=f"follower-{rank}", daemon=True) for rank in range(1, size)
     ]
     LOG.info("Starting %d processes beside this one", len(followers))
     try:
@@ -133,6 +121,13 @@ def followed(
     finally:
         session.team = ALONE
         _part(team, followers)
+
+
+def _meeting_place(directory: Path) -> Path:
+    """Let all meet in a file and talk over loopback: they share a pod, and what they say must be nobody else's."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+    return directory / f"meeting-{os.getpid()}-{time.monotonic_ns()}"
 
 
 def _await(followers: Sequence[BaseProcess], meeting: FileStore, check: Callable[[], None]) -> None:
@@ -195,27 +190,27 @@ def _let_go(followers: Sequence[BaseProcess], *, seconds: float) -> None:
             follower.join()
 
 
-def follow(told: Follower) -> None:
+def follow(told: Follower, rank: int) -> None:
     """Be a follower, from beginning to end."""
     logs.configure(os.environ)
     torch.set_num_threads(max(1, torch.get_num_threads() // told.size))
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the leader decides what a stop means
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if told.spec.compute.gpus:
-        torch.cuda.set_device(told.rank)
+        torch.cuda.set_device(rank)
     meeting = FileStore(str(told.place), told.size)
     try:
-        with memory_limit(f"process {told.rank} of the run"):
+        with memory_limit(f"process {rank} of the run"):
             session = _open(told)
-            meeting.set(_READY.format(told.rank), "")
-            team = Together(meeting, rank=told.rank, size=told.size, on_gpu=told.spec.compute.gpus > 0)
+            meeting.set(_READY.format(rank), "")
+            team = Together(meeting, rank=rank, size=told.size, on_gpu=told.spec.compute.gpus > 0)
             session.team = team
             try:
                 _obey(session, team)
             finally:
                 team.close()
     except RunError as error:  # perhaps all have met it; if not, the leader finds it here
-        meeting.set(_PROBLEM.format(told.rank), json.dumps([error.reason.value, error.message, error.advice]))
+        meeting.set(_PROBLEM.format(rank), json.dumps([error.reason.value, error.message, error.advice]))
 
 
 def _open(told: Follower) -> Session:

@@ -225,7 +225,7 @@ def test_a_run_cannot_go_on_with_other_masks(make: Maker, tmp_path: Path) -> Non
 
     open_with(0).capture().write(tmp_path / "state")
     open_with(0).load(tmp_path / "state")
-    with pytest.raises(RunError, match="masks or base model changed since this run began"):
+    with pytest.raises(RunError, match="masks, base model or initial weights changed since this run began"):
         open_with(90).load(tmp_path / "state")
 
 

@@ -41,7 +41,7 @@ def refusal(model: StableDiffusion, asked: LoRA, *, text: bool = True) -> list[s
 )
 def test_kinds_of_layers(load_model: Load, kind: str, unet: int, text: int) -> None:
     """Of 16 transformers in the UNet and two layers of the text encoder."""
-    found = names(load_model(), network(layers=kind, convolutions=True))
+    found = names(load_model(), network(layers=kind, convolutions=kind == "All"))
     assert len([it for it in found if it.startswith("lora_te_")]) == text
     adapted = [it for it in found if it.startswith("lora_unet_")]
     assert len(adapted) == (277 if kind == "All" else unet)
