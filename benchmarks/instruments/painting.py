@@ -49,6 +49,17 @@ def _prompt(scene: Scene) -> Prompt:
 @functools.cache
 def open_pipeline(path: Path = BASE_MODEL) -> StableDiffusionPipeline:
     """Open a checkpoint."""
+    return _open(path)
+
+
+def open_with_embedding(embedding: Path, token: str, path: Path = BASE_MODEL) -> StableDiffusionPipeline:
+    """Open a checkpoint with a new word; each has a pipeline of its own, since diffusers leaves traces of a word."""
+    pipeline = _open(path)
+    pipeline.load_textual_inversion(str(embedding), token=token)
+    return pipeline
+
+
+def _open(path: Path) -> StableDiffusionPipeline:
     with tempfile.TemporaryDirectory() as folder:
         return load(path, write_config(Path(folder), load_tokenizer()))
 
