@@ -13,19 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
 
 from benchmarks.instruments.painting import BASE_MODEL
+from benchmarks.instruments.sessions import open_run
 from darkroom_api.layout import checkpoint_directory, weights_file
 from darkroom_api.lora_training import LoraTrainingSpec
 from darkroom_api.plan import RunPlan
-from darkroom_trainer.batches import arrange
-from darkroom_trainer.dataset import scan
-from darkroom_trainer.families.loading import load_path
-from darkroom_trainer.hardware import open_accelerator
-from darkroom_trainer.latents import LatentCache
-from darkroom_trainer.session import open_session
 from dev.cluster.storage import ObjectStore
 from dev.demo.data import client
 from examples.base_model.subjects import write_subject
@@ -70,12 +64,7 @@ def seconds_per_step(model: Path, *, steps: int = 20, warm_up: int = 5) -> float
     spec = LoraTrainingSpec.model_validate(yaml.safe_load(EXAMPLE.read_text())["spec"])
     with tempfile.TemporaryDirectory() as folder:
         write_subject("robot", Path(folder) / "pictures")
-        course = arrange(scan(Path(folder) / "pictures"), spec.training)
-        loaded = load_path(model, dtype=torch.float32, device=torch.device("cpu"))
-        latents = LatentCache(Path(folder) / "latents", loaded.vae)
-        latents.fill(course.known_ahead, on_item=lambda _: None)
-        accelerator = open_accelerator(spec.training.precision, gpus=0)
-        session = open_session(spec, course, loaded, latents=latents, accelerator=accelerator, inputs="")
+        session = open_run(model, spec, pictures=Path(folder) / "pictures", folder=Path(folder))
         for _ in range(warm_up):
             session.step()
         began = time.process_time()
