@@ -14,12 +14,13 @@ from typing import Final
 
 from darkroom_api.failures import FailureReason
 from darkroom_api.lora_training import LoraTrainingSpec
+from darkroom_api.model_training import ModelTrainingSpec
 from darkroom_api.networks import InitialWeights
+from darkroom_api.regularization import Regularization
 from darkroom_api.training import BaseModelSource, TrainingSpec
 from darkroom_api.uris import S3Location, check_key, parse_s3
 from darkroom_trainer.diffusers_folder import INDEX, classes_of, wanted_files
 from darkroom_trainer.errors import RunError
-from darkroom_trainer.priors import regularization_of
 from darkroom_trainer.safetensors_file import BASE_MODEL
 from darkroom_trainer.store import ChecksumError, Store, StoredObject
 from darkroom_trainer.transferring import SPARE_DISK_BYTES, OnProgress, free_bytes
@@ -37,6 +38,11 @@ DATASET: Final = "spec.dataset.uri"
 VALIDATION_DATASET: Final = "spec.validation.dataset.uri"
 REGULARIZATION: Final = "spec.regularization.uri"
 INITIAL_WEIGHTS: Final = "spec.network.initialWeights.uri"
+
+
+def regularization_of(spec: TrainingSpec) -> Regularization | None:
+    """Return what a spec says of its class; an embedding, which changes no weight of the model, forgets nothing."""
+    return spec.regularization if isinstance(spec, (LoraTrainingSpec, ModelTrainingSpec)) else None
 
 
 def datasets(spec: TrainingSpec) -> dict[str, S3Location]:

@@ -37,6 +37,7 @@ from darkroom_trainer.fetching import (
     fetch_dataset,
     fetch_initial_weights,
     initial_weights,
+    regularization_of,
 )
 from darkroom_trainer.fitting import Fitting
 from darkroom_trainer.hardware import BASE_DTYPES, open_accelerator
@@ -45,7 +46,7 @@ from darkroom_trainer.latents import LatentCache
 from darkroom_trainer.metadata import BaseModelFile, hash_base_model
 from darkroom_trainer.offloading import HOST, at_work, let_wait
 from darkroom_trainer.opening import check_model, check_pictures
-from darkroom_trainer.priors import Prior, regularization_of, repeated
+from darkroom_trainer.priors import Prior, repeated
 from darkroom_trainer.services import Services
 from darkroom_trainer.session import Session, open_session
 from darkroom_trainer.store import sha256_of

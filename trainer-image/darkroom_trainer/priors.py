@@ -11,10 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from darkroom_api.lora_training import LoraTrainingSpec
-from darkroom_api.model_training import ModelTrainingSpec
-from darkroom_api.regularization import Regularization
-from darkroom_api.training import TrainingSpec
 from darkroom_trainer.buckets import Size
 from darkroom_trainer.items import Item
 from darkroom_trainer.randomness import shuffler
@@ -60,11 +56,6 @@ class Prior:
     def _recent_orders(self) -> dict[int, list[Item]]:
         """Return the place where the orders at hand are kept: a step may end one and begin the next."""
         return {}
-
-
-def regularization_of(spec: TrainingSpec) -> Regularization | None:
-    """Return what a spec says of its class; an embedding, which changes no weight of the model, forgets nothing."""
-    return spec.regularization if isinstance(spec, (LoraTrainingSpec, ModelTrainingSpec)) else None
 
 
 def repeated(items: Sequence[Item]) -> tuple[Item, ...]:
