@@ -55,12 +55,13 @@ def watch(command: Sequence[str], *, environ: Mapping[str, str], directory: Path
         )
         assert child.stderr
         process = psutil.Process(child.pid)
-        while piece := os.read(child.stderr.fileno(), 65536):
-            file.write(piece)
-            rest = (rest + piece)[-4096:]
-            step = max(steps_in(rest), default=0)
-            if step > (moments[-1].step if moments else 0):
-                moments.append(Moment(step, time.monotonic() - began, _processor(process)))
+        with child.stderr as bar:
+            while piece := os.read(bar.fileno(), 65536):
+                file.write(piece)
+                rest = (rest + piece)[-4096:]
+                step = max(steps_in(rest), default=0)
+                if step > (moments[-1].step if moments else 0):
+                    moments.append(Moment(step, time.monotonic() - began, _processor(process)))
         _, status, used = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode or len(moments) < 2:
